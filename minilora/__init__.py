@@ -1,0 +1,56 @@
+"""minilora: LoRA fine-tuning from scratch in NumPy."""
+
+from minilora.checkpoint import load_adapter, load_model, save_adapter, save_model
+from minilora.data.base import load_base
+from minilora.data.names import decode, encode, load_names, names_task
+from minilora.data.planted import PlantedTask, planted_task
+from minilora.generate import sample_names
+from minilora.lora import (
+    Adapter,
+    LoraConfig,
+    ParameterCount,
+    count_parameters,
+    init_adapter,
+    merge,
+    select_modules,
+    weight_changes,
+)
+from minilora.model import Model, ModelConfig, forward, init_params
+from minilora.optim import AdamW, AdamWState
+from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
+
+__all__ = [
+    "AdamW",
+    "AdamWState",
+    "Adapter",
+    "Dataset",
+    "DivergedError",
+    "History",
+    "LoraConfig",
+    "Model",
+    "ModelConfig",
+    "ParameterCount",
+    "PlantedTask",
+    "TrainConfig",
+    "count_parameters",
+    "decode",
+    "encode",
+    "evaluate",
+    "fit",
+    "forward",
+    "init_adapter",
+    "init_params",
+    "load_adapter",
+    "load_base",
+    "load_model",
+    "load_names",
+    "merge",
+    "names_task",
+    "planted_task",
+    "sample_names",
+    "save_adapter",
+    "save_model",
+    "select_modules",
+    "weight_changes",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Names, the pretrained base, and the tasks made from them."""

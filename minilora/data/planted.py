@@ -1,0 +1,72 @@
+"""The planted-rank task: a teacher that differs from the base by a change of known rank.
+
+The true rank k and the loss floor are known, so that "too small" and "too large" an r have a meaning.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minilora.data.names import names_task
+from minilora.lora import LoraConfig, select_modules
+from minilora.model import Model, forward
+from minilora.train import Dataset, evaluate, one_blas_thread
+from minilora.trees import leaves, nested
+
+STRENGTH = 2.0  # the change's singular values, in units of the weight's largest
+
+
+class PlantedTask(NamedTuple):
+    """Data whose labels the teacher drew; `floor` is the validation loss of the teacher itself, its entropy."""
+
+    train: Dataset  # targets: one letter drawn from the teacher at each token of real names
+    validation: Dataset  # targets: the teacher's whole distribution, so that loss - floor is KL(teacher || student)
+    teacher: Model
+    floor: float
+
+
+def planted_task(base: Model, k: int, n_train: int, seed: int, targets=("q_proj", "v_proj")) -> PlantedTask:
+    """Plant a change of rank k in the target modules of every layer of the base.
+
+    The change in a weight W is 2 |W| U V^T, with U (out, k) and V (in, k) of orthonormal columns and |W| the largest
+    singular value.
+
+    >>> import minilora as ml
+    >>> task = planted_task(ml.load_base("surnames"), k=2, n_train=50, seed=0)
+    >>> task.train.targets.shape, task.validation.targets.shape
+    ((50, 16), (1500, 16, 27))
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, k]))
+    teacher = Model(base.config, plant(base, k, rng, targets))
+    train, validation = names_task("female", n_train, seed)
+    train = Dataset(train.inputs, _draw(_teach(teacher, train), train.targets, rng))
+    validation = Dataset(validation.inputs, _teach(teacher, validation))
+    return PlantedTask(train, validation, teacher, evaluate(teacher, validation))
+
+
+def plant(base: Model, k: int, rng: np.random.Generator, targets=("q_proj", "v_proj")):
+    """Parameters of the teacher."""
+    params = dict(leaves(base.params))
+    for path in select_modules(base.params, LoraConfig(r=k, target_modules=targets)):
+        weight = params[f"{path}.weight"]
+        n_out, n_in = weight.shape
+        left, _ = np.linalg.qr(rng.standard_normal((n_out, k)))
+        right, _ = np.linalg.qr(rng.standard_normal((n_in, k)))
+        change = STRENGTH * np.linalg.norm(weight, 2) * left @ right.T
+        params[f"{path}.weight"] = (weight + change).astype(weight.dtype)
+    return nested(params)
+
+
+def _teach(teacher: Model, names: Dataset) -> np.ndarray:
+    """The teacher's next-letter probabilities, zero where there is nothing to predict: (N, T, V)."""
+    with one_blas_thread():
+        logits = forward(teacher.params, names.inputs, teacher.config)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) * (names.targets >= 0)[..., None]
+
+
+def _draw(probabilities: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One letter a token, drawn from its distribution; padding stays -1."""
+    cumulative = probabilities.astype("float64").cumsum(-1)
+    drawn = (cumulative < rng.random((*targets.shape, 1)) * cumulative[..., -1:]).sum(-1)
+    return np.where(targets >= 0, drawn, -1)

@@ -1,0 +1,343 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): which modules get factors, how the factors start, and merging them.
+
+An adapter adds to a module's frozen weight W the change (alpha / r) B A, where A is (r, in) and B is (out, r).
+Names, defaults and meanings are those of Hugging Face PEFT wherever PEFT has them; where minilora is stricter, it says so.
+"""
+
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minilora.checks import check_integer, check_number, check_one_of
+from minilora.model import LINEAR, Params
+from minilora.trees import fingerprint, leaves, nested
+
+BIAS_MODES = ("none", "all", "lora_only")
+STARTS_AT_BASE = (True, "gaussian", "he", "xavier", "zero_A")  # exactly; "orthogonal" does up to rounding
+INITS = (*STARTS_AT_BASE, "orthogonal", False)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What LoRA is put where, and how it starts.
+
+    Stricter than PEFT: a target, layer, exclusion or pattern that matches nothing is an error. Wider than PEFT:
+    `layers_to_transform` may be negative (counting from the end) and goes with every form of `target_modules`.
+
+    >>> LoraConfig(r=8, lora_alpha=16).scaling_of("layers.0.q_proj")
+    2.0
+    >>> LoraConfig(r=0)
+    Traceback (most recent call last):
+    ValueError: r: got 0, takes an integer of at least 1
+    """
+
+    r: int = 8  # rank of the change; its parameters are r (in + out) a module
+    lora_alpha: float = 8  # the change is scaled by lora_alpha / r
+    lora_dropout: float = 0.0  # probability that an element of the input of A is dropped in training, in [0, 1)
+    target_modules: str | Sequence[str] = (
+        "q_proj",
+        "v_proj",
+    )  # names or dotted suffixes; a regex; or "all-linear"
+    layers_to_transform: int | Sequence[int] | None = None  # None: every layer
+    exclude_modules: str | Sequence[str] | None = None  # as target_modules, taken out after it
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)  # regex or suffix of a path -> its own r
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)  # the same for its own lora_alpha
+    bias: str = "none"  # which biases train: "none", "all" (layer norms' too), "lora_only" (of adapted modules)
+    init_lora_weights: bool | str = True  # see `init_factors`
+    use_rslora: bool = False  # scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732)
+
+    def __post_init__(self):
+        ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self._mapping("rank_pattern")}
+        alphas = {"lora_alpha": self.lora_alpha}
+        alphas |= {f"alpha_pattern[{key!r}]": alpha for key, alpha in self._mapping("alpha_pattern")}
+        for name, r in ranks.items():
+            check_integer(name, r, at_least=1)
+        for name, alpha in alphas.items():
+            check_number(name, alpha, "a finite number above 0", lambda value: value > 0)
+        check_number("lora_dropout", self.lora_dropout, "a number in [0, 1)", lambda value: 0 <= value < 1)
+        check_one_of("bias", self.bias, BIAS_MODES)
+        check_one_of("init_lora_weights", self.init_lora_weights, INITS)
+        check_one_of("use_rslora", self.use_rslora, (True, False))
+        if self.init_lora_weights == "orthogonal":
+            for name, r in ranks.items():
+                check_number(name, r, 'an even number with init_lora_weights="orthogonal"', lambda r: r % 2 == 0)
+        self._check_names("target_modules", self.target_modules)
+        if self.exclude_modules is not None:
+            self._check_names("exclude_modules", self.exclude_modules)
+        for layer in self.layers() or ():
+            check_integer("layers_to_transform", layer)
+        if self.layers() == ():
+            raise ValueError("layers_to_transform: got an empty list, takes None for every layer, an index, or a list")
+
+    def _mapping(self, name: str):
+        value = getattr(self, name)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}: got {value!r}, takes a dict from a module's name or pattern to a number")
+        for key in value:
+            _compile(name, key)
+        return value.items()
+
+    @staticmethod
+    def _check_names(name: str, value: Any) -> None:
+        if isinstance(value, str):
+            _compile(name, value)
+        elif not isinstance(value, list | tuple | set) or not value or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{name}: got {value!r}, takes a list of names, a regular expression, or 'all-linear'")
+
+    def layers(self) -> tuple[int, ...] | None:
+        """`layers_to_transform` as a tuple."""
+        layers = self.layers_to_transform
+        if layers is None or isinstance(layers, list | tuple | set):
+            return layers if layers is None else tuple(layers)
+        return (layers,)
+
+    def rank_of(self, path: str) -> int:
+        """r of the module at that path."""
+        return self.rank_pattern.get(_pattern_for(path, self.rank_pattern), self.r)
+
+    def alpha_of(self, path: str) -> float:
+        """lora_alpha of the module at that path."""
+        return self.alpha_pattern.get(_pattern_for(path, self.alpha_pattern), self.lora_alpha)
+
+    def scaling_of(self, path: str) -> float:
+        """alpha / r, or alpha / sqrt(r) with rsLoRA, of the module at that path."""
+        r = self.rank_of(path)
+        return self.alpha_of(path) / (math.sqrt(r) if self.use_rslora else r)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Trained or fresh LoRA factors, and what they need to be used: their config and the base they belong to."""
+
+    config: LoraConfig
+    factors: dict[str, dict[str, Any]]  # "layers.0.q_proj" -> {"lora_A": (r, in), "lora_B": (out, r)}
+    biases: dict[str, Any]  # "layers.0.q_proj" -> (out,), its own copy of each bias that trains
+    scaling: dict[str, float]  # "layers.0.q_proj" -> alpha / r
+    base: str  # fingerprint of the base's parameters
+
+    def arrays(self) -> dict[str, Any]:
+        """Everything that trains: {"layers.0.q_proj.lora_A": ..., "layers.0.q_proj.bias": ...}."""
+        biases = {f"{path}.bias": bias for path, bias in self.biases.items()}
+        return {f"{path}.{name}": array for path, pair in self.factors.items() for name, array in pair.items()} | biases
+
+    def with_arrays(self, arrays: Mapping[str, Any]) -> "Adapter":
+        """The same adapter with other arrays, keyed as in `arrays()`."""
+        factors = {path: {name: arrays[f"{path}.{name}"] for name in pair} for path, pair in self.factors.items()}
+        return dataclasses.replace(self, factors=factors, biases={path: arrays[f"{path}.bias"] for path in self.biases})
+
+
+def select_modules(params: Params, config: LoraConfig) -> list[str]:
+    """Dotted paths of the modules that the config adapts, in the order of the model.
+
+    A list of targets matches exact paths and dotted suffixes; a string must match a whole path as a regular
+    expression. ValueError for any name or layer that matches nothing.
+
+    >>> import minilora as ml
+    >>> params = ml.init_params(ml.ModelConfig(), np.random.default_rng(0))
+    >>> select_modules(params, LoraConfig(target_modules=["q_proj", "v_proj"], layers_to_transform=-1))
+    ['layers.1.q_proj', 'layers.1.v_proj']
+    """
+    paths = linear_paths(params)
+    n_layers = len(params["layers"])
+    targeted = _matching(paths, "target_modules", config.target_modules)
+    excluded = () if config.exclude_modules is None else _matching(paths, "exclude_modules", config.exclude_modules)
+    layers = config.layers() if config.layers() is not None else range(n_layers)
+    for layer in layers:
+        if not -n_layers <= layer < n_layers:
+            takes = f"-{n_layers} ... {n_layers - 1}" if n_layers else "none: the model has no layers"
+            raise ValueError(f"layers_to_transform: got {layer}, takes {takes}")
+    chosen = {layer % n_layers for layer in layers}
+    selected = [p for p in paths if p in targeted and p not in excluded and int(p.split(".")[1]) in chosen]
+    if not selected:
+        raise ValueError(
+            f"target_modules: {config.target_modules!r} with exclude_modules={config.exclude_modules!r} and "
+            f"layers_to_transform={config.layers_to_transform!r} leaves no module; there are {', '.join(paths)}"
+        )
+    for name in ("rank_pattern", "alpha_pattern"):
+        used = {_pattern_for(path, getattr(config, name)) for path in selected}
+        for key in getattr(config, name):
+            if key not in used:
+                raise ValueError(f"{name}: {key!r} matches none of the adapted modules {', '.join(selected)}")
+    return selected
+
+
+def linear_paths(params: Params) -> list[str]:
+    """Every module that LoRA can adapt; the tied head is not one, as it would change the embedding too."""
+    return [f"layers.{i}.{name}" for i in range(len(params["layers"])) for name in LINEAR]
+
+
+def _matching(paths: Sequence[str], name: str, wanted: str | Sequence[str]) -> set[str]:
+    if wanted == "all-linear":
+        return set(paths)
+    if isinstance(wanted, str):
+        matches = {wanted: [path for path in paths if re.fullmatch(wanted, path)]}
+    else:
+        matches = {one: [path for path in paths if path == one or path.endswith(f".{one}")] for one in wanted}
+    for one, matched in matches.items():
+        if not matched:
+            raise ValueError(f"{name}: {one!r} matches no module; there are {', '.join(paths)}")
+    return {path for matched in matches.values() for path in matched}
+
+
+def _pattern_for(path: str, patterns: Mapping[str, Any]) -> str | None:
+    """The first key that matches the path's end after a dot (or the whole path), as in PEFT."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), None)
+
+
+def _compile(name: str, pattern: Any) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name}: got {pattern!r}, takes a regular expression ({error})") from None
+
+
+def init_adapter(params: Params, config: LoraConfig, rng: np.random.Generator) -> Adapter:
+    """A fresh adapter for these parameters, in their dtype; the parameters are only read.
+
+    Warns where r is above what a module can use, min(in, out).
+
+    >>> import minilora as ml
+    >>> params = ml.init_params(ml.ModelConfig(), np.random.default_rng(0))
+    >>> adapter = init_adapter(params, LoraConfig(r=4), np.random.default_rng(0))
+    >>> {name: array.shape for name, array in adapter.factors["layers.1.v_proj"].items()}
+    {'lora_A': (4, 32), 'lora_B': (32, 4)}
+    """
+    modules = module_table(params)
+    factors = {}
+    for path in select_modules(params, config):
+        weight, r = modules[path]["weight"], config.rank_of(path)
+        if r > min(weight.shape):
+            warnings.warn(f"r: got {r} for {path}, whose weight {weight.shape} has no rank above {min(weight.shape)}",
+                          stacklevel=2)  # fmt: skip
+        lora_A, lora_B = init_factors(config.init_lora_weights, *weight.shape, r, rng)
+        factors[path] = {"lora_A": lora_A.astype(weight.dtype), "lora_B": lora_B.astype(weight.dtype)}
+    biases = {path: modules[path]["bias"].copy() for path in bias_paths(params, config)}
+    scaling = {path: config.scaling_of(path) for path in factors}
+    return Adapter(config, factors, biases, scaling, fingerprint(params))
+
+
+def module_table(params: Params) -> dict[str, dict[str, np.ndarray]]:
+    """{dotted path: {"weight": ..., "bias": ...}} of every module."""
+    table: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in leaves(params).items():
+        module, _, name = path.rpartition(".")
+        table.setdefault(module, {})[name] = array
+    return table
+
+
+def bias_paths(params: Params, config: LoraConfig) -> list[str]:
+    """Paths of the modules whose bias trains."""
+    if config.bias == "none":
+        return []
+    if config.bias == "lora_only":
+        return select_modules(params, config)
+    return [path for path, module in module_table(params).items() if "bias" in module]
+
+
+def init_factors(init: bool | str, n_out: int, n_in: int, r: int, rng: np.random.Generator):
+    """(A, B), float64, (r, in) and (out, r).
+
+    | init | A | B | starts at the base |
+    | --- | --- | --- | --- |
+    | True | uniform in +-1/sqrt(in) (PEFT, loralib: Kaiming uniform, a = sqrt 5) | 0 | exactly |
+    | "gaussian" | normal, deviation 1/r (PEFT; Hu et al. 2021 give no scale) | 0 | exactly |
+    | "he" | normal, deviation sqrt(2/in) (He et al. 2015, arXiv 1502.01852, eq. 10) | 0 | exactly |
+    | "xavier" | uniform in +-sqrt(6/(in + r)) (Glorot and Bengio 2010, eq. 16) | 0 | exactly |
+    | "zero_A" | 0 | uniform in +-1/sqrt(r) | exactly |
+    | "orthogonal" | from even rows of a rotation, / 10 (PEFT) | from odd ones, / 10 | to rounding |
+    | False | as True | uniform in +-1/sqrt(r) | no |
+    """
+    zero_A, zero_B = np.zeros((r, n_in)), np.zeros((n_out, r))
+
+    def uniform(bound, shape):
+        return rng.uniform(-bound, bound, shape)
+
+    if init is True:
+        return uniform(n_in**-0.5, zero_A.shape), zero_B
+    if init == "gaussian":
+        return rng.normal(0, 1 / r, zero_A.shape), zero_B
+    if init == "he":
+        return rng.normal(0, math.sqrt(2 / n_in), zero_A.shape), zero_B
+    if init == "xavier":
+        return uniform(math.sqrt(6 / (n_in + r)), zero_A.shape), zero_B
+    if init == "zero_A":
+        return zero_A, uniform(r**-0.5, zero_B.shape)
+    if init is False:
+        return uniform(n_in**-0.5, zero_A.shape), uniform(r**-0.5, zero_B.shape)
+    rotation, _ = np.linalg.qr(rng.standard_normal((r, r)))
+    lora_A = (rng.standard_normal((n_in, r // 2)) @ rotation[0::2]).T / 10
+    lora_B = rng.standard_normal((n_out, r // 2)) @ rotation[1::2] / 10
+    return lora_A, lora_B
+
+
+def merge(params: Params, adapter: Adapter) -> Params:
+    """New parameters with the adapter's change in the weights: W + (alpha / r) B A, computed in float64.
+
+    The given parameters are not written to. ValueError where they are not the ones the adapter was made for, so
+    that nothing is merged twice or into another base.
+    """
+    check_base(params, adapter)
+    merged = {path: array.copy() for path, array in leaves(params).items()}
+    for path, change in weight_changes(adapter).items():
+        weight = merged[f"{path}.weight"]
+        merged[f"{path}.weight"] = (weight + change).astype(weight.dtype)
+    for path, bias in adapter.biases.items():
+        merged[f"{path}.bias"] = bias.copy()
+    return nested(merged)
+
+
+def weight_changes(adapter: Adapter) -> dict[str, np.ndarray]:
+    """{path: (alpha / r) B A}, float64, (out, in)."""
+    return {
+        path: adapter.scaling[path] * pair["lora_B"].astype("float64") @ pair["lora_A"].astype("float64")
+        for path, pair in adapter.factors.items()
+    }
+
+
+def check_base(params: Params, adapter: Adapter) -> None:
+    """ValueError unless the adapter was made for exactly these parameters."""
+    found = fingerprint(params)
+    if found != adapter.base:
+        raise ValueError(
+            f"adapter: made for the base with fingerprint {adapter.base[:12]}, got parameters with {found[:12]} "
+            "(another base, another dtype, or an adapter merged into it already)"
+        )
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many numbers train, how many there are in all, and how many train in each module."""
+
+    trainable: int
+    total: int
+    per_module: dict[str, int]
+
+
+def count_parameters(params: Params, config: LoraConfig | None) -> ParameterCount:
+    """The closed form, without making an adapter: r (in + out) a module, plus the biases that train.
+
+    `config=None` counts full fine-tuning, where everything trains.
+
+    >>> import minilora as ml
+    >>> params = ml.init_params(ml.ModelConfig(), np.random.default_rng(0))
+    >>> count_parameters(params, LoraConfig(r=8)).trainable  # 2 layers x (q, v) x 8 x (32 + 32)
+    2048
+    """
+    modules = module_table(params)
+    size = {path: sum(array.size for array in module.values()) for path, module in modules.items()}
+    n_base = sum(size.values())
+    if config is None:
+        return ParameterCount(n_base, n_base, size)
+    per_module = {
+        path: config.rank_of(path) * sum(modules[path]["weight"].shape) for path in select_modules(params, config)
+    }
+    n_factors = sum(per_module.values())
+    for path in bias_paths(params, config):
+        per_module[path] = per_module.get(path, 0) + modules[path]["bias"].size
+    return ParameterCount(sum(per_module.values()), n_base + n_factors, per_module)

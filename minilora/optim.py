@@ -1,0 +1,93 @@
+"""AdamW and learning-rate schedules, by hand."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from minilora.checks import check_number
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class AdamWState(NamedTuple):
+    """What AdamW remembers between steps."""
+
+    step: int  # updates done
+    first: np.ndarray  # m: running mean of the gradient
+    second: np.ndarray  # v: running mean of its square
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101, algorithm 2).
+
+        m <- b1 m + (1 - b1) g            v <- b2 v + (1 - b2) g^2
+        p <- (1 - lr wd) p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    As in PyTorch, decay is multiplied by the learning rate. On LoRA factors it pulls A and B towards zero, so the
+    adapted model towards its base.
+
+    >>> adamw = AdamW(learning_rate=0.1)
+    >>> parameters = np.array([1.0, -2.0])
+    >>> moved, state = adamw.update(parameters, np.array([3.0, -0.5]), adamw.init(parameters))
+    >>> moved.round(4), state.step  # the first step is the learning rate, against the gradient's sign
+    (array([ 0.899, -1.898]), 1)
+    """
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self):
+        check_number("learning_rate", self.learning_rate, "a finite number of at least 0", lambda x: x >= 0)
+        check_number("eps", self.eps, "a finite number of at least 0", lambda x: x >= 0)
+        check_number("weight_decay", self.weight_decay, "a finite number of at least 0", lambda x: x >= 0)
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise ValueError(f"betas: got {self.betas!r}, takes two numbers in [0, 1)")
+        for beta in self.betas:
+            check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
+
+    def init(self, parameters: np.ndarray) -> AdamWState:
+        """The state before the first step."""
+        return AdamWState(0, np.zeros_like(parameters), np.zeros_like(parameters))
+
+    def update(
+        self,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        state: AdamWState,
+        learning_rate: float | None = None,
+    ) -> tuple[np.ndarray, AdamWState]:
+        """New parameters and state; nothing is written to. A schedule passes its own `learning_rate`."""
+        lr = self.learning_rate if learning_rate is None else learning_rate
+        b1, b2 = self.betas
+        step = state.step + 1
+        first = b1 * state.first + (1 - b1) * gradient
+        second = b2 * state.second + (1 - b2) * gradient * gradient
+        deviation = np.sqrt(second) / math.sqrt(1 - b2**step) + self.eps
+        decayed = (1 - lr * self.weight_decay) * parameters
+        return decayed - (lr / (1 - b1**step)) * first / deviation, AdamWState(step, first, second)
+
+
+def scheduled(schedule: str, peak: float, step: int, n_steps: int, warmup_steps: int = 0) -> float:
+    """The learning rate of update number `step` (from 0) of `n_steps`.
+
+    Rises linearly over the warm-up to `peak`; then stays ("constant") or falls towards 0 at `n_steps`,
+    linearly or as half a cosine.
+
+    >>> [scheduled("linear", 1.0, step, 4) for step in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    >>> [scheduled("constant", 1.0, step, 4, warmup_steps=2) for step in range(4)]
+    [0.5, 1.0, 1.0, 1.0]
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(n_steps - warmup_steps, 1)
+    if schedule == "linear":
+        return peak * (1 - progress)
+    if schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * progress)) / 2
+    return peak

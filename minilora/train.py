@@ -1,0 +1,310 @@
+"""Training: the same loop pretrains, fine-tunes every parameter, and trains LoRA on a frozen base."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+from tqdm.auto import tqdm
+
+from minilora import ops
+from minilora.autodiff import value_and_gradients
+from minilora.checks import check_integer, check_number, check_one_of
+from minilora.lora import Adapter, LoraConfig, check_base, init_adapter
+from minilora.model import Model, ModelConfig, check_tokens, forward
+from minilora.optim import SCHEDULES, AdamW, scheduled
+from minilora.trees import leaves, nested
+
+EVALUATION_BATCH = 128  # sequences; what fits the cache is faster than one large pass
+
+
+class Dataset(NamedTuple):
+    """Sequences to learn from: at each token of `inputs`, predict the one of `targets`."""
+
+    inputs: np.ndarray  # (N, T) integers
+    targets: np.ndarray  # (N, T) integers, -1: nothing to predict; or (N, T, V) probabilities, all zero there
+
+    def __getitem__(self, index):  # type: ignore[override]
+        """Some of the sequences, cut to the longest of them."""
+        inputs, targets = self.inputs[index], self.targets[index]
+        longest = _counted(targets).any(0).nonzero()[0].max(initial=0) + 1
+        return Dataset(inputs[:, :longest], targets[:, :longest])
+
+
+def _counted(targets: np.ndarray) -> np.ndarray:
+    """True where there is something to predict: (N, T)."""
+    return targets >= 0 if targets.dtype.kind in "iu" else targets.any(-1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Give `steps` or `epochs`.
+
+    >>> TrainConfig(steps=100, epochs=3)
+    Traceback (most recent call last):
+    ValueError: steps, epochs: got 100 and 3, takes exactly one of them
+    """
+
+    steps: int | None = None  # updates
+    epochs: int | None = None  # passes over the training data; the last batch of each may be smaller
+    batch_size: int = 32  # sequences an update
+    learning_rate: float = 1e-2  # at its peak
+    schedule: str = "constant"  # "constant", "linear" or "cosine", down to 0 at the end
+    warmup_steps: int = 0  # updates over which the learning rate rises to its peak
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+    eps: float = 1e-8  # AdamW's
+    weight_decay: float = 0.0  # AdamW's, on everything that trains
+    evaluate_every: int = 50  # updates between evaluations; the start and the end are always evaluated
+    evaluation_size: int | None = None  # sequences of each set to evaluate on (the first); None: all
+    patience: int | None = None  # stop after so many evaluations without a better validation loss; None: never
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps, epochs: got {self.steps} and {self.epochs}, takes exactly one of them")
+        for name in ("steps", "epochs", "evaluation_size", "patience"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), at_least=1)
+        check_integer("batch_size", self.batch_size, at_least=1)
+        check_integer("evaluate_every", self.evaluate_every, at_least=1)
+        check_integer("warmup_steps", self.warmup_steps, at_least=0)
+        check_number("learning_rate", self.learning_rate, "a finite number above 0", lambda x: x > 0)
+        check_one_of("schedule", self.schedule, SCHEDULES)
+        self.optimizer()
+
+    def optimizer(self) -> AdamW:
+        """The AdamW that these settings describe."""
+        return AdamW(self.learning_rate, self.betas, self.eps, self.weight_decay)
+
+    def total_steps(self, n_train: int) -> int:
+        """Updates in all, on that many training sequences."""
+        return self.steps if self.steps is not None else self.epochs * math.ceil(n_train / self.batch_size)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run measured, in evaluation mode (no dropout), in nats per token; and what it trained.
+
+    `best` (the lowest validation loss) and `final` are Adapters, or Models after full fine-tuning.
+    """
+
+    steps: tuple[int, ...]
+    train_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+    best_step: int
+    best: Adapter | Model
+    final: Adapter | Model
+    stopped_early: bool
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss."""
+        return min(self.validation_loss)
+
+    @property
+    def overfit(self) -> float:
+        """Final minus best validation loss: what training on cost."""
+        return self.validation_loss[-1] - self.best_loss
+
+
+class DivergedError(FloatingPointError):
+    """The loss is no longer a finite number. `step` says when, `measured` holds the evaluations until then."""
+
+    def __init__(self, step: int, settings: str, measured: list[tuple[int, float, float]]):
+        super().__init__(f"the loss is not finite at step {step}, with {settings}; a lower learning_rate may help")
+        self.step, self.measured = step, measured
+
+
+@functools.cache
+def _threadpools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread():
+    """Hold BLAS to one thread inside a `with`: on these sizes two are slower, and results depend on their number."""
+    return _threadpools().limit(limits=1, user_api="blas")
+
+
+def fit(
+    base: Model,
+    lora: LoraConfig | None,
+    train: Dataset,
+    validation: Dataset,
+    config: TrainConfig,
+    seed: int,
+    *,
+    progress: bool = True,
+    watch: Callable[[int, Any], None] | None = None,
+) -> History:
+    """Train LoRA factors on a frozen base, or with `lora=None` a copy of every parameter. The base is never written to.
+
+    `seed` fixes the factors' start, the order of the data and the dropout, each by a stream of its own: runs that
+    share a seed see the same batches whatever their LoraConfig. `watch(step, trained)` is called at each evaluation.
+    Raises DivergedError where the loss stops being finite, ValueError for data that does not fit the model.
+    """
+    check_dataset("train", train, base.config)
+    check_dataset("validation", validation, base.config)
+    init_rng, order_rng, dropout_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    start = base if lora is None else init_adapter(base.params, lora, init_rng)
+    trainable = Trainable(base, start)
+    rng = dropout_rng if lora is not None and lora.lora_dropout > 0 else None
+    n_steps = config.total_steps(len(train.inputs))
+    recorder = _Recorder(base, train, validation, config, watch)
+    with (
+        one_blas_thread(),
+        tqdm(total=n_steps, disable=None if progress else True, delay=2, unit="step") as bar,
+    ):
+        adamw = config.optimizer()
+        vector, state = trainable.vector, adamw.init(trainable.vector)
+        for step, batch in enumerate(batches(train, config.batch_size, n_steps, order_rng)):
+            if step % config.evaluate_every == 0 and recorder.should_stop(
+                step, trainable.assemble(trainable.arrays(vector))
+            ):
+                break
+            loss, gradient = trainable.loss_and_gradient(vector, batch, rng)
+            if not math.isfinite(loss):
+                raise DivergedError(step, f"{lora}, {config}, seed={seed}", recorder.measured)
+            lr = scheduled(config.schedule, config.learning_rate, step, n_steps, config.warmup_steps)
+            vector, state = adamw.update(vector, gradient, state, lr)
+            bar.update()
+        else:
+            recorder.should_stop(n_steps, trainable.assemble(trainable.arrays(vector)))
+    return recorder.history()
+
+
+class Trainable:
+    """What trains, as one flat vector, so that AdamW updates one array; the rest is out of the gradient's reach.
+
+    The arrays of the model and the adapter are parted into those that train and those that do not: each is on
+    exactly one side.
+    """
+
+    def __init__(self, base: Model, start: Adapter | Model):
+        self.base, self.start = base, start
+        arrays = leaves(start.params) if isinstance(start, Model) else start.arrays()
+        self.frozen = {} if isinstance(start, Model) else leaves(base.params)
+        assert not any(np.shares_memory(a, b) for a in arrays.values() for b in self.frozen.values()), (
+            "trained and frozen"
+        )
+        self.vector = np.concatenate([array.reshape(-1) for array in arrays.values()])
+        ends = np.cumsum([array.size for array in arrays.values()])
+        self.places = {
+            name: (slice(end - array.size, end), array.shape)
+            for (name, array), end in zip(arrays.items(), ends, strict=True)
+        }
+
+    def arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """{name: array}, views of the vector."""
+        return {name: vector[place].reshape(shape) for name, (place, shape) in self.places.items()}
+
+    def assemble(self, arrays: dict[str, Any]) -> Adapter | Model:
+        """The Adapter or Model with these arrays."""
+        if isinstance(self.start, Model):
+            return Model(self.base.config, nested(arrays))
+        return self.start.with_arrays(arrays)
+
+    def loss_and_gradient(self, vector: np.ndarray, batch: Dataset, rng: np.random.Generator | None):
+        """Mean cross-entropy of the batch, and its gradient as a vector."""
+        loss, gradients = value_and_gradients(
+            lambda arrays: _loss(self.base, self.assemble(arrays), batch, rng), self.arrays(vector)
+        )
+        return loss, np.concatenate([gradients[name].reshape(-1) for name in self.places])
+
+
+def _loss(base: Model, trained: Adapter | Model | None, batch: Dataset, rng=None):
+    if isinstance(trained, Model):
+        base, trained = trained, None
+    logits = forward(base.params, batch.inputs, base.config, adapter=trained, rng=rng)
+    return ops.cross_entropy(logits, batch.targets)
+
+
+def batches(dataset: Dataset, batch_size: int, n_steps: int, rng: np.random.Generator) -> Iterator[Dataset]:
+    """`n_steps` batches, in a fresh order each epoch."""
+    n = len(dataset.inputs)
+    for step in range(n_steps):
+        place = step % math.ceil(n / batch_size)
+        if place == 0:
+            order = rng.permutation(n)
+        yield dataset[order[place * batch_size : (place + 1) * batch_size]]
+
+
+def evaluate(model: Model, dataset: Dataset, adapter: Adapter | None = None) -> float:
+    """Mean cross-entropy in nats per token, without dropout. ValueError if the adapter is for another base.
+
+    >>> import minilora as ml
+    >>> base = ml.load_base("surnames")
+    >>> round(evaluate(base, ml.encode(["smith", "jones"])), 2) < 3
+    True
+    """
+    check_dataset("dataset", dataset, model.config)
+    if adapter is not None:
+        check_base(model.params, adapter)
+    with one_blas_thread():
+        return _mean_loss(model, adapter, evaluation_batches(dataset))
+
+
+def evaluation_batches(dataset: Dataset, size: int | None = None) -> list[Dataset]:
+    """The first `size` sequences, sorted by length so that little is padding."""
+    dataset = Dataset(dataset.inputs[:size], dataset.targets[:size])
+    order = np.argsort(_counted(dataset.targets).sum(-1), kind="stable")
+    return [dataset[order[i : i + EVALUATION_BATCH]] for i in range(0, len(order), EVALUATION_BATCH)]
+
+
+def _mean_loss(model: Model, trained: Adapter | Model | None, batches: list[Dataset]) -> float:
+    counts = [int(_counted(batch.targets).sum()) for batch in batches]
+    losses = [float(_loss(model, trained, batch)) for batch in batches]
+    return sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
+
+
+def check_dataset(name: str, dataset: Dataset, config: ModelConfig) -> None:
+    """ValueError unless the sequences fit the model."""
+    if len(dataset.inputs) == 0:
+        raise ValueError(f"{name}: got no sequences, takes at least one")
+    check_tokens(dataset.inputs, config)
+    shape, targets = dataset.inputs.shape, np.asarray(dataset.targets)
+    if targets.shape == (*shape, config.vocab_size) and targets.dtype.kind == "f":
+        in_range = np.isfinite(targets).all() and targets.min() >= 0
+    elif targets.shape == shape and targets.dtype.kind in "iu":
+        in_range = targets.min() >= -1 and targets.max() < config.vocab_size
+    else:
+        raise ValueError(
+            f"{name}: got targets of shape {targets.shape} and dtype {targets.dtype}, takes integers {shape} "
+            f"or probabilities {(*shape, config.vocab_size)}"
+        )
+    if not in_range:
+        raise ValueError(f"{name}: targets outside their range, takes -1 ... {config.vocab_size - 1} or probabilities")
+    if not _counted(targets).any():
+        raise ValueError(f"{name}: got nothing to predict, takes at least one target")
+
+
+class _Recorder:
+    """Evaluates, keeps the best, and says when patience has run out."""
+
+    def __init__(self, base: Model, train: Dataset, validation: Dataset, config: TrainConfig, watch):
+        self.base, self.patience, self.watch = base, config.patience, watch
+        self.train = evaluation_batches(train, config.evaluation_size)
+        self.validation = evaluation_batches(validation, config.evaluation_size)
+        self.measured: list[tuple[int, float, float]] = []
+        self.best = self.final = None
+        self.since_best, self.stopped = 0, False
+
+    def should_stop(self, step: int, trained) -> bool:
+        train_loss = _mean_loss(self.base, trained, self.train)
+        validation_loss = _mean_loss(self.base, trained, self.validation)
+        better = all(validation_loss < past for _, _, past in self.measured)
+        self.measured.append((step, train_loss, validation_loss))
+        self.final = trained
+        if better:
+            self.best, self.best_step, self.since_best = trained, step, 0
+        else:
+            self.since_best += 1
+        if self.watch is not None:
+            self.watch(step, trained)
+        self.stopped = self.patience is not None and self.since_best >= self.patience
+        return self.stopped
+
+    def history(self) -> History:
+        steps, train_loss, validation_loss = zip(*self.measured, strict=True)
+        return History(steps, train_loss, validation_loss, self.best_step, self.best, self.final, self.stopped)
