@@ -1,0 +1,1 @@
+"""Studies that measure what each LoRA parameter does: `python -m minilora.experiments --list`."""

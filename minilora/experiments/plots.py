@@ -1,0 +1,119 @@
+"""The visual language of the figures: one meaning per colour, lines labelled at their ends, byte-identical SVG."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from minilora.experiments.runs import Metric, Run, Runs
+from minilora.experiments.stats import estimate
+
+# Okabe and Ito, "Color Universal Design" (2008)
+TRAIN, VALIDATION, FULL, BASE = "#0072B2", "#D55E00", "#009E73", "#555555"
+PREDICTION = "#BBBBBB"
+OTHER = "#CC79A7"
+STYLE = {
+    "svg.hashsalt": "minilora",  # element ids from this and not from a random number
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+}
+
+
+def figure(n_rows: int, n_columns: int, height: float, title: str, **options) -> tuple[Figure, np.ndarray]:
+    """A figure 10 inches wide (800 px at 80 dpi) with a sentence on top, and its axes (n_rows, n_columns)."""
+    with mpl.rc_context(STYLE):
+        made = Figure(figsize=(10, height), layout="constrained")
+        axes = made.subplots(n_rows, n_columns, squeeze=False, **options)
+        made.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    made.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    return made, axes
+
+
+def to_svg(made: Figure) -> str:
+    """The figure as SVG, the same bytes for the same figure."""
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
+        FigureCanvasSVG(made).print_svg(text, metadata={"Date": None, "Creator": "minilora"})
+    return text.getvalue()
+
+
+def line(
+    ax: Axes, x: Sequence[float], columns: Sequence[np.ndarray], label: str, color: str, *, style="-", marker="o", dy=0.0
+) -> None:
+    """Mean over seeds with its 95 % interval as a band, labelled at its right end (moved by `dy` points).
+
+    `columns` has one array (seeds,) for each x; seeds that diverged are left out, and a point where all did.
+    """
+    finite = [column[np.isfinite(column)] for column in columns]
+    kept = [(place, estimate(values)) for place, values in zip(x, finite, strict=True) if len(values)]
+    if not kept:
+        return
+    places = [place for place, _ in kept]
+    means = [one.mean for _, one in kept]
+    ax.plot(places, means, style, marker=marker, color=color)
+    if all(np.isfinite(one.low) for _, one in kept):
+        ax.fill_between(places, [one.low for _, one in kept], [one.high for _, one in kept], color=color, alpha=0.18, lw=0)
+    ax.annotate(label, (places[-1], means[-1]), (6, dy), textcoords="offset points", color=color, va="center", fontsize=9)
+
+
+def level(ax: Axes, values: np.ndarray, label: str, color: str, *, above: bool = True, style="--", x: float = 0.01) -> None:
+    """A horizontal line at a mean over seeds, labelled on the left."""
+    mean = float(np.mean(values))
+    ax.axhline(mean, ls=style, color=color, lw=1.3, zorder=1)
+    ax.annotate(label, (x, mean), (0, 3 if above else -3), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+                color=color, va="bottom" if above else "top", fontsize=9)  # fmt: skip
+
+
+def by(runs: Runs, name: str, values: Sequence, metric: Metric, *, tuned: bool = False, **where) -> list[np.ndarray]:
+    """The metric for each value of a setting: one array (seeds,) a value."""
+    pick: Callable[..., np.ndarray] = runs.tuned if tuned else runs.per_seed
+    return [pick(metric, **{name: value}, **where) for value in values]
+
+
+def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1.9) -> None:
+    """A base-2 logarithmic x axis with these ticks, and room for labels at the right."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(values), [f"{value:g}" for value in values])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(min(values) / 1.2, max(values) * room**2)
+    ax.set_xlabel(label)
+
+
+def start_of(runs: Runs, **where) -> np.ndarray:
+    """Validation loss above the floor before any training: that of the unadapted base."""
+    return _per_seed_any(runs.where(**where), lambda run: run.validation_loss[0] - run.floor)
+
+
+def start_train(runs: Runs, **where) -> np.ndarray:
+    """Training loss before any training."""
+    return _per_seed_any(runs.where(**where), lambda run: run.train_loss[0])
+
+
+def _per_seed_any(runs: Runs, metric: Callable[[Run], float]) -> np.ndarray:
+    """The metric of the first run of each seed; all runs of a seed start alike."""
+    first: dict[int, Run] = {}
+    for run in runs:
+        first.setdefault(run.settings.seed, run)
+    return np.array([metric(first[seed]) for seed in sorted(first)])
+
+
+def names_table(ax: Axes, samples: Mapping[str, Sequence[str]], title: str, n: int = 9) -> None:
+    """Names that models write, as text: one column a model."""
+    ax.axis("off")
+    ax.set_title(title)
+    for i, (label, written) in enumerate(samples.items()):
+        x = i / len(samples)
+        ax.text(x, 0.97, label, transform=ax.transAxes, fontsize=9, fontweight="bold", va="top")
+        ax.text(x, 0.82, "\n".join(written[:n]), transform=ax.transAxes, fontsize=9, va="top", linespacing=1.5)

@@ -1,0 +1,216 @@
+"""Doing runs: each once, in several processes, stored as soon as it is done."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minilora import autodiff, generate, lora, model, ops, optim, train, trees
+from minilora.data import names, planted
+from minilora.data.base import load_base
+from minilora.experiments.runs import MEASURED, Run
+from minilora.experiments.study import Settings
+from minilora.files import read_json, replace_file, to_json
+from minilora.lora import Adapter, LoraConfig, count_parameters, weight_changes
+from minilora.train import DivergedError, TrainConfig, fit, one_blas_thread
+from minilora.trees import fingerprint, leaves
+
+N_SAMPLES = 12  # names that each run writes at its end
+COMPUTED_BY = (autodiff, ops, trees, model, lora, optim, train, generate, names, planted)
+
+base = functools.cache(load_base)
+
+
+@functools.lru_cache(maxsize=8)
+def task(name: str, n_train: int, planted_rank: int, seed: int):
+    """(train, validation, floor) of a run."""
+    if name == "planted":
+        made = planted.planted_task(base(), planted_rank, n_train, seed)
+        return made.train, made.validation, made.floor
+    return *names.names_task("female", n_train, seed), 0.0
+
+
+def lora_config(settings: Settings) -> LoraConfig | None:
+    """The LoraConfig of a run; None for full fine-tuning."""
+    if settings.method == "full":
+        return None
+    targets = settings.target_modules
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets if targets == "all-linear" else targets.split("+"),
+    )
+
+
+def execute(settings: Settings) -> dict[str, Any]:
+    """Do one run. The result is plain JSON: what `Run` holds, and a few names that the final model writes."""
+    train_set, validation, floor = task(settings.task, settings.n_train, settings.planted_rank, settings.seed)
+    config = lora_config(settings)
+    norms: list[float] = []
+    measured: Sequence[tuple[int, float, float]]
+    diverged_at, samples = -1, []
+    try:
+        history = fit(
+            base(), config, train_set, validation, train_config(settings), settings.seed,
+            progress=False, watch=lambda step, trained: norms.append(change_norm(trained)),
+        )  # fmt: skip
+        measured = list(zip(history.steps, history.train_loss, history.validation_loss, strict=True))
+        samples = write_names(history.final, settings.seed)
+    except DivergedError as error:
+        diverged_at, measured = error.step, error.measured
+    step, train_loss, validation_loss = zip(*measured, strict=True)
+    return {
+        "step": step,
+        "train_loss": train_loss,
+        "validation_loss": validation_loss,
+        "change_norm": norms,
+        "floor": floor,
+        "trainable": count_parameters(base().params, config).trainable,
+        "diverged_at": diverged_at,
+        "samples": samples,
+    }
+
+
+def train_config(settings: Settings) -> TrainConfig:
+    """The TrainConfig of a run."""
+    shared = {field.name for field in dataclasses.fields(TrainConfig)} & set(vars(settings))
+    return TrainConfig(**{name: getattr(settings, name) for name in shared})
+
+
+def change_norm(trained: Adapter | model.Model) -> float:
+    """Frobenius norm of the change of all linear weights of the blocks, taken as one vector."""
+    if isinstance(trained, Adapter):
+        changes = weight_changes(trained)
+    else:
+        before, after = leaves(base().params), leaves(trained.params)
+        paths = [f"{path}.weight" for path in lora.linear_paths(base().params)]
+        changes = {path: after[path].astype("float64") - before[path] for path in paths}
+    return float(np.sqrt(sum(np.sum(change**2) for change in changes.values())))
+
+
+def write_names(trained: Adapter | model.Model, seed: int) -> list[str]:
+    """A few names from a trained model."""
+    rng = np.random.default_rng(seed)
+    if isinstance(trained, Adapter):
+        return generate.sample_names(base(), N_SAMPLES, rng, adapter=trained)
+    return generate.sample_names(trained, N_SAMPLES, rng)
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of what a result depends on besides its settings: the code that computes it, NumPy, the base, the data."""
+    digest = hashlib.sha256()
+    for module in (*COMPUTED_BY, sys.modules[__name__]):
+        digest.update(inspect.getsource(module).encode())
+    digest.update(json.dumps([np.__version__, machine(), fingerprint(base().params)]).encode())
+    digest.update(" ".join(names.load_names("female")).encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What decides the last bits of a result: processor features that NumPy uses, and the BLAS with its kernels."""
+    from numpy._core._multiarray_umath import __cpu_features__  # NumPy has no public name for it
+    from threadpoolctl import threadpool_info
+
+    features = sorted(name for name, found in __cpu_features__.items() if found)
+    blas = [f"{one['internal_api']} {one['version']} {one.get('architecture')}" for one in threadpool_info()
+            if one["user_api"] == "blas" and "numpy" in one["filepath"]]  # fmt: skip
+    return {"cpu_features": " ".join(features), "blas": "; ".join(sorted(set(blas)))}
+
+
+def run_key(settings: Settings) -> str:
+    """The name under which a run is stored: equal for equal settings and code, and only then."""
+    text = json.dumps([dataclasses.asdict(settings), code_version()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Store:
+    """Finished runs, one JSON file each."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, settings: Settings) -> Path:
+        return self.folder / f"{run_key(settings)}.json"
+
+    def get(self, settings: Settings) -> dict[str, Any] | None:
+        """The stored result, or None. A file that cannot be read counts as none: the run is done again."""
+        try:
+            result = read_json(self.path(settings))
+            as_run(settings, result)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return result
+
+    def put(self, settings: Settings, result: dict[str, Any]) -> None:
+        replace_file(self.path(settings), to_json({"settings": dataclasses.asdict(settings), **result}))
+
+
+def as_run(settings: Settings, result: dict[str, Any]) -> Run:
+    """A stored result as a `Run`."""
+    measured = {name: tuple(result[name]) for name in MEASURED}
+    return Run(settings, **measured, floor=result["floor"], trainable=result["trainable"],
+               diverged_at=result["diverged_at"])  # fmt: skip
+
+
+class RunFailedError(RuntimeError):
+    """Runs that raised; the others are done and stored."""
+
+
+def run_all(
+    todo: Iterable[Settings], store: Store, jobs: int, done: Callable[[Settings], None] = lambda settings: None
+) -> dict[Settings, dict[str, Any]]:
+    """{settings: result} for every run, from the store where it is there, else done now and stored at once.
+
+    Results do not depend on `jobs`: each run seeds itself and holds BLAS to one thread.
+    """
+    todo = list(todo)
+    results = {settings: result for settings in todo if (result := store.get(settings)) is not None}
+    missing = [settings for settings in todo if settings not in results]
+    failures = []
+    for settings, result in _in_processes(missing, jobs):
+        if "error" in result:
+            failures.append(f"{settings.label()}: {result['error']}")
+        else:
+            store.put(settings, result)
+            results[settings] = result
+        done(settings)
+    if failures:
+        raise RunFailedError(f"{len(failures)} of {len(todo)} runs failed, the first: {failures[0]}")
+    return {settings: results[settings] for settings in todo}
+
+
+def _in_processes(todo: Sequence[Settings], jobs: int) -> Iterator[tuple[Settings, dict[str, Any]]]:
+    if jobs == 1 or len(todo) < 2:
+        yield from map(_guarded, todo)
+        return
+    import joblib
+
+    parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
+    yield from parallel(joblib.delayed(_in_worker)(settings) for settings in todo)
+
+
+def _in_worker(settings: Settings) -> tuple[Settings, dict[str, Any]]:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which stops its workers
+    return _guarded(settings)
+
+
+def _guarded(settings: Settings) -> tuple[Settings, dict[str, Any]]:
+    """A run that raises is reported with its settings and does not take the others with it."""
+    try:
+        with one_blas_thread():
+            return settings, execute(settings)
+    except Exception as error:
+        return settings, {"error": f"{type(error).__name__}: {error}"}

@@ -1,0 +1,165 @@
+"""What runs measured: a table to select from, and its CSV."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minilora.experiments.study import Settings, as_columns
+
+MEASURED = ("step", "train_loss", "validation_loss", "change_norm")  # one value an evaluation
+CONSTANT = ("floor", "trainable", "diverged_at")  # one value a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its settings and what was measured at each evaluation, in nats per letter."""
+
+    settings: Settings
+    step: tuple[int, ...]
+    train_loss: tuple[float, ...]  # in evaluation mode: without dropout
+    validation_loss: tuple[float, ...]
+    change_norm: tuple[float, ...]  # Frobenius norm of the change of all linear weights together
+    floor: float  # the lowest validation loss there is, where it is known; else 0
+    trainable: int  # parameters
+    diverged_at: int  # step at which the loss stopped being finite; -1: never
+
+    @property
+    def diverged(self) -> bool:
+        return self.diverged_at >= 0
+
+    @property
+    def best(self) -> float:
+        """Lowest validation loss above the floor; infinite where the run diverged."""
+        return math.inf if self.diverged else min(self.validation_loss) - self.floor
+
+    @property
+    def final(self) -> float:
+        """Last validation loss above the floor; infinite where the run diverged."""
+        return math.inf if self.diverged else self.validation_loss[-1] - self.floor
+
+    @property
+    def final_train(self) -> float:
+        """Last training loss; infinite where the run diverged."""
+        return math.inf if self.diverged else self.train_loss[-1]
+
+    @property
+    def overfit(self) -> float:
+        """Final minus best validation loss; infinite where the run diverged."""
+        return math.inf if self.diverged else self.final - self.best
+
+    @property
+    def final_norm(self) -> float:
+        """Norm of the change at the end."""
+        return math.nan if self.diverged else self.change_norm[-1]
+
+
+Metric = Callable[[Run], float]
+
+
+class Runs(Sequence[Run]):
+    """Runs to select from by their settings."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self._runs = list(runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __getitem__(self, index):
+        return self._runs[index]
+
+    def where(self, **settings: Any) -> "Runs":
+        """The runs with exactly these settings."""
+        return Runs([run for run in self if all(getattr(run.settings, k) == v for k, v in settings.items())])
+
+    def values(self, name: str) -> list[Any]:
+        """The different values that a setting takes, sorted."""
+        return sorted({getattr(run.settings, name) for run in self})
+
+    def per_seed(self, metric: Metric, **settings: Any) -> np.ndarray:
+        """The metric of the one run of each seed, in the order of the seeds: (seeds,)."""
+        chosen = sorted(self.where(**settings), key=lambda run: run.settings.seed)
+        seeds = [run.settings.seed for run in chosen]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"{settings} names several runs a seed; narrow it down")
+        if seeds != self.values("seed"):
+            raise MissingRunsError(f"no run with {settings}")
+        return np.array([metric(run) for run in chosen])
+
+    def tuned(self, metric: Metric, **settings: Any) -> np.ndarray:
+        """As `per_seed`, each seed at the learning rate whose mean best loss over the *other* seeds is lowest.
+
+        Choosing on the other seeds keeps the choice from flattering the result.
+        """
+        cell = self.where(**settings)
+        rates = cell.values("learning_rate")
+        if not rates:
+            raise MissingRunsError(f"no run with {settings}")
+        by_rate = [cell.per_seed(metric, learning_rate=rate) for rate in rates]
+        chosen = tuned_rates(cell)
+        return np.array([by_rate[rates.index(rate)][i] for i, rate in enumerate(chosen)])
+
+
+class MissingRunsError(LookupError):
+    """The runs that a contrast needs are not in the table (the quick version leaves some out)."""
+
+
+def tuned_rates(cell: Runs) -> list[float]:
+    """For each seed, the learning rate with the lowest mean best loss over the other seeds."""
+    rates = cell.values("learning_rate")
+    best = np.array([cell.per_seed(lambda run: run.best, learning_rate=rate) for rate in rates])  # (rates, seeds)
+    if best.shape[1] == 1:
+        return [rates[int(best[:, 0].argmin())]]
+    others = (best.sum(1, keepdims=True) - best) if np.isfinite(best).all() else _sum_of_others(best)
+    return [rates[i] for i in others.argmin(0)]
+
+
+def _sum_of_others(best: np.ndarray) -> np.ndarray:
+    """As `sum - own`, which infinite losses would turn into NaN."""
+    return np.stack([np.delete(best, i, axis=1).sum(1) for i in range(best.shape[1])], axis=1)
+
+
+COLUMNS = [f.name for f in dataclasses.fields(Settings)] + [*MEASURED, *CONSTANT]
+
+
+def to_csv(runs: Runs) -> str:
+    """Tidy: one row a run and evaluation, all settings as columns; numbers with all their digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        shared = as_columns(run.settings) | {name: getattr(run, name) for name in CONSTANT}
+        for values in zip(*(getattr(run, name) for name in MEASURED), strict=True):
+            writer.writerow(shared | dict(zip(MEASURED, values, strict=True)))
+    return text.getvalue()
+
+
+def from_csv(text: str) -> Runs:
+    """The runs of a CSV that `to_csv` wrote; ValueError if it is anything else."""
+    reader = csv.DictReader(io.StringIO(text))
+    if reader.fieldnames != COLUMNS:
+        raise ValueError(f"columns: got {reader.fieldnames}, takes {COLUMNS}")
+    return Runs(list(_grouped(reader)))
+
+
+def _grouped(rows) -> Iterator[Run]:
+    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    runs: dict[Settings, list[dict[str, str]]] = {}
+    for row in rows:
+        settings = Settings(**{name: kinds[name](row[name]) for name in kinds})  # type: ignore[operator]
+        runs.setdefault(settings, []).append(row)
+    for settings, rows_of_run in runs.items():
+        yield Run(
+            settings,
+            tuple(int(row["step"]) for row in rows_of_run),
+            *(tuple(float(row[name]) for row in rows_of_run) for name in MEASURED[1:]),
+            floor=float(rows_of_run[0]["floor"]),
+            trainable=int(rows_of_run[0]["trainable"]),
+            diverged_at=int(rows_of_run[0]["diverged_at"]),
+        )

@@ -1,0 +1,169 @@
+"""alpha: what alpha / r does at a fixed r, and what holding it fixed does when r changes (A1-A3)."""
+
+import numpy as np
+
+from minilora.experiments import plots
+from minilora.experiments.runs import Runs
+from minilora.experiments.stats import optimum, slope
+from minilora.experiments.study import Claim, Study, grid
+
+R = 8
+RATIOS = (0.25, 0.5, 1, 2, 4, 8, 16)
+SHARED = 3e-3
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # half decades; each cell takes those around its optimum
+ALLOWED = 0.01  # nats per letter that a good setting may give up against the best one
+DATA = {"n_train": 1000, "batch_size": 16, "steps": 250, "evaluate_every": 25}
+FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
+
+
+def _rates(ratio: float) -> tuple[float, ...]:
+    return RATES[2:7] if ratio <= 1 else RATES[1:6] if ratio <= 4 else RATES[0:5]
+
+
+def _cells(data, r: int, ratio: float, rates) -> list[dict]:
+    return grid(data, r=[r], learning_rate=rates, lora_alpha=[float(ratio * r)])
+
+
+ONE_STEP = DATA | {"steps": 1, "evaluate_every": 1}
+CELLS = [
+    *(cell for ratio in RATIOS for cell in _cells(DATA, R, ratio, _rates(ratio))),
+    *(cell for ratio in RATIOS for cell in _cells(ONE_STEP, R, ratio, [SHARED])),
+    *(cell for r, ratio in ((2, 2), (32, 2), (2, 8), (32, 0.5)) for cell in _cells(DATA, r, ratio, _rates(ratio))),
+    *grid(DATA | FULL, learning_rate=[3e-4, 1e-3, 3e-3]),
+]
+QUICK = [
+    *(cell for ratio in (0.25, 2, 16) for cell in _cells(DATA | {"steps": 100}, R, ratio, [SHARED])),
+    *(cell for ratio in (0.25, 2, 16) for cell in _cells(ONE_STEP, R, ratio, [SHARED])),
+]
+
+
+def _trained(runs: Runs) -> Runs:
+    return runs.where(method="lora", steps=max(runs.values("steps")))
+
+
+def _ratios(runs: Runs) -> list[float]:
+    return [alpha / R for alpha in runs.where(r=R).values("lora_alpha")]
+
+
+def _norms(runs: Runs) -> list[np.ndarray]:
+    return plots.by(runs.where(r=R, learning_rate=SHARED), "lora_alpha", runs.where(r=R).values("lora_alpha"),
+                    lambda run: run.final_norm)  # fmt: skip
+
+
+def _norm_slope(runs: Runs) -> np.ndarray:
+    return slope(np.log2(_ratios(runs)), np.log2(_norms(runs)))
+
+
+def _best_rate(runs: Runs, r: int, ratio: float) -> np.ndarray:
+    """Each seed's best learning rate, as a place on the half-decade grid."""
+    cell = _trained(runs).where(r=r, lora_alpha=float(ratio * r))
+    rates = cell.values("learning_rate")
+    losses = np.array(plots.by(cell, "learning_rate", rates, lambda run: run.best))
+    return optimum(np.array([RATES.index(rate) for rate in rates], float), losses)
+
+
+def _steadier(runs: Runs) -> np.ndarray:
+    fixed_alpha = _best_rate(runs, 2, 8) - _best_rate(runs, 32, 0.5)
+    fixed_ratio = _best_rate(runs, 2, 2) - _best_rate(runs, 32, 2)
+    return np.abs(fixed_alpha) - np.abs(fixed_ratio)
+
+
+def _margin(runs: Runs, tuned: bool) -> np.ndarray:
+    """How far alpha = 2r stays within what it may give up against the best ratio, chosen on the other seeds."""
+    at = _trained(runs).where(r=R) if tuned else _trained(runs).where(r=R, learning_rate=SHARED)
+    if len(at.values("lora_alpha")) < len(RATIOS):
+        at.per_seed(lambda run: run.best, lora_alpha=RATIOS[0] * R, learning_rate=max(RATES))  # not in this version
+    losses = np.array(plots.by(at, "lora_alpha", [ratio * R for ratio in RATIOS], lambda run: run.best, tuned=tuned))
+    others = losses.sum(1, keepdims=True) - losses
+    best = losses[others.argmin(0), np.arange(losses.shape[1])]
+    return ALLOWED - (losses[RATIOS.index(2)] - best)
+
+
+REGIME = "1,000 female first names, all six linear modules, 250 steps"
+CLAIMS = [
+    Claim(
+        "A1", "A larger alpha moves the model further", "after one step at fixed r and rate: norm of the change ~ alpha^1",
+        0.5, "slope of log norm against log alpha", lambda runs: _norm_slope(runs.where(method="lora", steps=1)),
+        "one step of AdamW: it moves B by the rate, so the change is exactly proportional to alpha",
+    ),
+    Claim(
+        "A1", "A larger alpha moves the model further", "after training at fixed r and rate: the norm still grows with alpha",
+        0.1, "slope of log norm against log alpha", lambda runs: _norm_slope(_trained(runs)), REGIME + f", rate {SHARED:g}",
+    ),
+    Claim(
+        "A2", "Holding alpha/r fixed removes the need to retune the rate when r changes",
+        "from r=2 to r=32 the best rate moves less at alpha = 2r than at alpha = 16", 0.5, "half decades of learning rate",
+        _steadier, REGIME,
+    ),
+    Claim(
+        "A3", "alpha = 2r is a good setting",
+        f"its best validation loss is within {ALLOWED:g} nats of the best alpha/r in 1/4 ... 16", 0.0,
+        f"nats per letter left of the {ALLOWED:g} allowed", lambda runs: _margin(runs, True), REGIME,
+        lambda runs: _margin(runs, False),
+    ),
+]  # fmt: skip
+
+
+def _draw_norms(ax, runs: Runs) -> None:
+    for chosen, label, style in ((_trained(runs), "after training", "-"), (runs.where(method="lora", steps=1), "after 1 step", ":")):
+        norms = _norms(chosen)
+        ratios = _ratios(chosen)
+        plots.line(ax, ratios, norms, label, plots.OTHER, style=style)
+        first = norms[0].mean()
+        ax.plot(ratios, [first * ratio / ratios[0] for ratio in ratios], color=plots.PREDICTION, lw=1, zorder=0)
+    ax.set_yscale("log")
+    plots.powers_of_two(ax, ratios, "alpha / r, at r = 8", room=2.6)
+    ax.set(title="A larger alpha goes further", ylabel="norm of the change (grey: in proportion to alpha)")
+
+
+def _draw_losses(ax, runs: Runs) -> None:
+    trained = _trained(runs).where(r=R)
+    alphas, ratios = trained.values("lora_alpha"), _ratios(trained)
+    shared = trained.where(learning_rate=SHARED)
+    plots.line(ax, ratios, plots.by(shared, "lora_alpha", alphas, lambda run: run.best), "validation,\none rate", plots.VALIDATION)
+    plots.line(ax, ratios, plots.by(shared, "lora_alpha", alphas, lambda run: run.final_train), "training,\none rate", plots.TRAIN)
+    if len(trained) > len(shared):
+        for metric, what, color in ((lambda run: run.best, "validation", plots.VALIDATION), (lambda run: run.final_train, "training", plots.TRAIN)):
+            plots.line(ax, ratios, plots.by(trained, "lora_alpha", alphas, metric, tuned=True), f"{what},\ntuned rate", color, style=":")
+    plots.level(ax, plots.start_of(trained), "base, not adapted", plots.BASE, above=False)
+    full = runs.where(method="full")
+    if full:
+        plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning", plots.FULL, above=False)
+    plots.powers_of_two(ax, ratios, "alpha / r, at r = 8", room=2.6)
+    ax.set(title="With its own rate, any alpha will do", ylabel="loss (nats per letter)")
+
+
+def _draw_rates(ax, runs: Runs) -> None:
+    ranks = [2, 8, 32]
+    for label, ratio_at, color, style in (
+        ("alpha = 2r", {2: 2, 8: 2, 32: 2}, plots.VALIDATION, "-"),
+        ("alpha = 16", {2: 8, 8: 2, 32: 0.5}, plots.TRAIN, ":"),
+    ):
+        columns = [RATES[0] * 10 ** (_best_rate(runs, r, ratio_at[r]) / 2) for r in ranks]
+        plots.line(ax, ranks, columns, label, color, style=style)
+    ax.set_yscale("log")
+    plots.powers_of_two(ax, ranks, "rank r", room=1.8)
+    ax.set(title="The best rate, as r changes", ylabel="best learning rate")
+
+
+def draw(runs: Runs, samples):
+    full_size = len(runs.where(method="lora", r=2)) > 0
+    made, axes = plots.figure(1, 3 if full_size else 2, 4.4, "alpha scales the change; with the learning rate tuned, little of that remains")
+    _draw_norms(axes[0, 0], runs)
+    _draw_losses(axes[0, 1], runs)
+    if full_size:
+        _draw_rates(axes[0, 2], runs)
+    return made
+
+
+STUDY = Study(
+    name="alpha",
+    question="What does alpha do, and does alpha / r carry over when r changes?",
+    cells=CELLS,
+    quick_cells=QUICK,
+    claims=CLAIMS,
+    draw=draw,
+    tuned=[*({"method": "lora", "steps": DATA["steps"], "r": R, "lora_alpha": float(ratio * R)} for ratio in RATIOS),
+           *({"method": "lora", "steps": DATA["steps"], "r": r, "lora_alpha": a} for r, a in ((2, 4.0), (32, 64.0), (2, 16.0), (32, 16.0))),
+           {"method": "full", "steps": DATA["steps"]}],  # fmt: skip
+)

@@ -1,0 +1,155 @@
+"""Rank on real names: too small a rank underfits ample data, too large a rank overfits scarce data (R1-R4)."""
+
+import numpy as np
+
+from minilora.data.base import load_base
+from minilora.experiments import plots
+from minilora.experiments.runs import Runs
+from minilora.experiments.stats import slope
+from minilora.experiments.study import Claim, Study, grid
+from minilora.lora import LoraConfig, count_parameters, init_adapter
+
+RANKS = (1, 2, 4, 8, 16, 32)
+SHARED = 3e-3  # the learning rate at which all ranks are compared; those of RATES are compared after tuning
+RATES = {r: (1e-3, 3e-3, 1e-2, 3e-2) if r <= 8 else (3e-4, 1e-3, 3e-3, 1e-2) for r in RANKS}
+SCARCE = {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 25}
+AMPLE = {"n_train": 2775, "batch_size": 32, "steps": 400, "evaluate_every": 50}
+FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
+
+
+def _alpha(cell):
+    return 2.0 * cell["r"]
+
+
+CELLS = [
+    cell
+    for data in (SCARCE, AMPLE)
+    for r in RANKS
+    for cell in grid(data, r=[r], learning_rate=RATES[r], lora_alpha=_alpha)
+] + [
+    *grid(SCARCE | FULL, learning_rate=[1e-4, 3e-4, 1e-3, 3e-3]),
+    *grid(AMPLE | FULL, learning_rate=[3e-4, 1e-3, 3e-3]),
+]
+QUICK = [
+    *grid(SCARCE, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=_alpha),
+    *grid(AMPLE | {"steps": 150}, r=[1, 8], learning_rate=[SHARED], lora_alpha=_alpha),
+    *grid(SCARCE | FULL, learning_rate=[3e-4]),
+    *grid(AMPLE | {"steps": 150} | FULL, learning_rate=[1e-3]),
+]
+
+
+def _lora(data):
+    return {"method": "lora", "n_train": data["n_train"]}
+
+
+def _count_deviation(runs: Runs) -> np.ndarray:
+    """Largest difference between the factors' sizes and r (in + out), over all ranks and modules."""
+    params, deviations = load_base().params, []
+    for r in RANKS:
+        config = LoraConfig(r=r, target_modules="all-linear")
+        made = init_adapter(params, config, np.random.default_rng(0))
+        per_rank_one = count_parameters(params, LoraConfig(r=1, target_modules="all-linear")).trainable
+        deviations.append(abs(sum(array.size for array in made.arrays().values()) - r * per_rank_one))
+        deviations += [abs(run.trainable - r * per_rank_one) for run in runs.where(method="lora", r=r)]
+    return np.array([float(max(deviations))] * len(runs.values("seed")))
+
+
+def _underfit(runs: Runs) -> np.ndarray:
+    ample = runs.where(**_lora(AMPLE))
+    return ample.tuned(lambda run: run.final_train, r=1) - ample.tuned(lambda run: run.final_train, r=8)
+
+
+def _underfit_shared(runs: Runs) -> np.ndarray:
+    ample = runs.where(**_lora(AMPLE), learning_rate=SHARED)
+    return ample.per_seed(lambda run: run.final_train, r=1) - ample.per_seed(lambda run: run.final_train, r=8)
+
+
+def _overfit_slope(runs: Runs, tuned: bool) -> np.ndarray:
+    scarce = runs.where(**_lora(SCARCE)) if tuned else runs.where(**_lora(SCARCE), learning_rate=SHARED)
+    ranks = scarce.values("r")
+    overfit = plots.by(scarce, "r", ranks, lambda run: run.overfit, tuned=tuned)
+    return slope(np.log2(ranks), np.array(overfit))
+
+
+def _returns(runs: Runs, tuned: bool) -> np.ndarray:
+    ample = runs.where(**_lora(AMPLE)) if tuned else runs.where(**_lora(AMPLE), learning_rate=SHARED)
+    loss = dict(zip((4, 8, 32), plots.by(ample, "r", (4, 8, 32), lambda run: run.best, tuned=tuned), strict=True))
+    return (loss[4] - loss[8]) - (loss[8] - loss[32]) / 2
+
+
+REGIME = "female first names on a 27,000-parameter base, all six linear modules, alpha = 2r"
+CLAIMS = [
+    Claim(
+        "R1", "Trainable parameters grow linearly in r", "exactly r (in + out) a module, at every rank", 0.0,
+        "parameters off", _count_deviation, "any model: it follows from the shapes of A and B", exact=True,
+    ),
+    Claim(
+        "R2", "Too small r underfits", "ample data: the final training loss at r=1 is above that at r=8", 0.02,
+        "nats per letter", _underfit, REGIME + ", 2,775 names, 400 steps", _underfit_shared,
+    ),
+    Claim(
+        "R3", "Too large r overfits", "scarce data: final minus best validation loss grows with every doubling of r",
+        0.02, "nats per doubling of r", lambda runs: _overfit_slope(runs, True), REGIME + ", 200 names, 300 steps",
+        lambda runs: _overfit_slope(runs, False),
+    ),
+    Claim(
+        "R4", "Start from r=8; 16 or 32 for harder tasks",
+        "ample data: doubling r from 4 to 8 lowers the best validation loss by more than a doubling from 8 to 32 does",
+        0.005, "nats per doubling of r", lambda runs: _returns(runs, True), REGIME + ", 2,775 names, 400 steps",
+        lambda runs: _returns(runs, False),
+    ),
+]  # fmt: skip
+
+
+def _panel(ax, runs: Runs, data, title: str) -> None:
+    of = runs.where(n_train=data["n_train"])
+    lora = of.where(method="lora", learning_rate=SHARED)
+    ranks = lora.values("r")
+    plots.line(ax, ranks, plots.by(lora, "r", ranks, lambda run: run.final), "validation, at the end", plots.VALIDATION)
+    best = plots.by(lora, "r", ranks, lambda run: run.best)
+    plots.line(ax, ranks, best, "validation, at its best", plots.VALIDATION, style=":")
+    final_train = plots.by(lora, "r", ranks, lambda run: run.final_train)
+    plots.line(ax, ranks, final_train, "training, at the end", plots.TRAIN)
+    plots.level(ax, plots.start_of(of), "base, not adapted", plots.BASE)
+    plots.level(ax, of.where(method="full").tuned(lambda run: run.best), "full fine-tuning, at its best", plots.FULL, above=False)
+    plots.powers_of_two(ax, ranks, "rank r")
+    ax.set(title=title, ylabel="loss (nats per letter)")
+
+
+def _curves(ax, runs: Runs) -> None:
+    scarce = runs.where(method="lora", n_train=SCARCE["n_train"], learning_rate=SHARED)
+    for r, style in ((min(scarce.values("r")), ":"), (max(scarce.values("r")), "-")):
+        chosen = scarce.where(r=r)
+        steps = chosen[0].step
+        for name, what, color in (("validation_loss", "validation", plots.VALIDATION), ("train_loss", "training", plots.TRAIN)):
+            columns = [np.array([getattr(run, name)[i] for run in chosen]) for i in range(len(steps))]
+            plots.line(ax, steps, columns, f"{what}, r={r}", color, style=style, marker="")
+    ax.set(title="200 names: what happens on the way", xlabel="step", ylabel="loss (nats per letter)")
+    ax.set_xlim(0, steps[-1] * 1.45)
+    ax.set_xticks([step for step in steps if step % 100 == 0])
+
+
+def draw(runs: Runs, samples):
+    made, axes = plots.figure(2, 2, 7.8, "A small rank cannot learn all of ample data; a large rank learns scarce data by heart")
+    _panel(axes[0, 0], runs, SCARCE, "200 names: overfitting grows with r")
+    _panel(axes[0, 1], runs, AMPLE, "2,775 names: underfitting shrinks with r")
+    _curves(axes[1, 0], runs)
+    plots.names_table(axes[1, 1], samples, "What the models write")
+    return made
+
+
+STUDY = Study(
+    name="rank",
+    question="How does the rank r move a model between underfitting and overfitting on real names?",
+    cells=CELLS,
+    quick_cells=QUICK,
+    claims=CLAIMS,
+    draw=draw,
+    tuned=[*({**_lora(data), "r": r} for data in (SCARCE, AMPLE) for r in RANKS),
+           {"method": "full", "n_train": 200}, {"method": "full", "n_train": 2775}],  # fmt: skip
+    samples={
+        "r=8,\n2,775 names": {"n_train": 2775, "r": 8, "learning_rate": SHARED},
+        "r=16,\n200 names": {"n_train": 200, "r": 16, "learning_rate": SHARED},
+        "full,\n2,775 names": {"n_train": 2775, "method": "full", "learning_rate": 1e-3},
+    },
+)
