@@ -23,7 +23,7 @@ PREFIX = "base_model.model."  # of every name in a PEFT adapter file
 PEFT_INITS = (True, False, "gaussian", "orthogonal")  # those of ours that PEFT knows too
 
 # Fields that PEFT writes and minilora does not have, with the values at which they change nothing.
-NEUTRAL = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (False,),
     "modules_to_save": (None, []),
     "lora_bias": (False,),
@@ -45,8 +45,18 @@ NEUTRAL = {
     "use_bdlora": (None, False),
 }
 # Fields that describe the folder and do not enter the computation.
-DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type", "peft_version",
-               "qalora_group_size", "revision", "runtime_config", "task_type")  # fmt: skip
+DESCRIPTIVE = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
 
 
 def save_model(model: Model, folder: str | Path, notes: dict[str, Any] | None = None) -> None:
@@ -192,7 +202,8 @@ def _natural(key: str) -> list[Any]:
 
 
 def _expected_shapes(params: Params, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-    flat, shapes = leaves(params), {}
+    flat = leaves(params)
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in select_modules(params, config):
         n_out, n_in = flat[f"{path}.weight"].shape
         r = config.rank_of(path)

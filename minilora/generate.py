@@ -18,7 +18,7 @@ def sample_names(
 
     >>> import minilora as ml
     >>> sample_names(ml.load_base("surnames"), 2, np.random.default_rng(0), temperature=0)
-    ['marrell', 'marrell']
+    ['stander', 'stander']
     """
     check_integer("n", n, at_least=0)
     check_number("temperature", temperature, "a finite number of at least 0", lambda value: value >= 0)

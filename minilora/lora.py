@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): which modules get factors, how the factors start, and merging them.
 
 An adapter adds to a module's frozen weight W the change (alpha / r) B A, where A is (r, in) and B is (out, r).
-Names, defaults and meanings are those of Hugging Face PEFT wherever PEFT has them; where minilora is stricter, it says so.
+Names, defaults and meanings are those of Hugging Face PEFT wherever it has them; where minilora differs, it says so.
 """
 
 import dataclasses
@@ -93,17 +93,17 @@ class LoraConfig:
     def layers(self) -> tuple[int, ...] | None:
         """`layers_to_transform` as a tuple."""
         layers = self.layers_to_transform
-        if layers is None or isinstance(layers, list | tuple | set):
-            return layers if layers is None else tuple(layers)
-        return (layers,)
+        if layers is None:
+            return None
+        return tuple(layers) if isinstance(layers, list | tuple | set) else (layers,)  # type: ignore[return-value]
 
     def rank_of(self, path: str) -> int:
         """r of the module at that path."""
-        return self.rank_pattern.get(_pattern_for(path, self.rank_pattern), self.r)
+        return _first_match(path, self.rank_pattern, self.r)
 
     def alpha_of(self, path: str) -> float:
         """lora_alpha of the module at that path."""
-        return self.alpha_pattern.get(_pattern_for(path, self.alpha_pattern), self.lora_alpha)
+        return _first_match(path, self.alpha_pattern, self.lora_alpha)
 
     def scaling_of(self, path: str) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA, of the module at that path."""
@@ -147,7 +147,7 @@ def select_modules(params: Params, config: LoraConfig) -> list[str]:
     n_layers = len(params["layers"])
     targeted = _matching(paths, "target_modules", config.target_modules)
     excluded = () if config.exclude_modules is None else _matching(paths, "exclude_modules", config.exclude_modules)
-    layers = config.layers() if config.layers() is not None else range(n_layers)
+    layers = config.layers() or tuple(range(n_layers))
     for layer in layers:
         if not -n_layers <= layer < n_layers:
             takes = f"-{n_layers} ... {n_layers - 1}" if n_layers else "none: the model has no layers"
@@ -190,6 +190,11 @@ def _pattern_for(path: str, patterns: Mapping[str, Any]) -> str | None:
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), None)
 
 
+def _first_match(path: str, patterns: Mapping[str, Any], otherwise: Any) -> Any:
+    key = _pattern_for(path, patterns)
+    return otherwise if key is None else patterns[key]
+
+
 def _compile(name: str, pattern: Any) -> None:
     try:
         re.compile(pattern)
@@ -215,7 +220,7 @@ def init_adapter(params: Params, config: LoraConfig, rng: np.random.Generator) -
         if r > min(weight.shape):
             warnings.warn(f"r: got {r} for {path}, whose weight {weight.shape} has no rank above {min(weight.shape)}",
                           stacklevel=2)  # fmt: skip
-        lora_A, lora_B = init_factors(config.init_lora_weights, *weight.shape, r, rng)
+        lora_A, lora_B = init_factors(config.init_lora_weights, weight.shape[0], weight.shape[1], r, rng)
         factors[path] = {"lora_A": lora_A.astype(weight.dtype), "lora_B": lora_B.astype(weight.dtype)}
     biases = {path: modules[path]["bias"].copy() for path in bias_paths(params, config)}
     scaling = {path: config.scaling_of(path) for path in factors}

@@ -101,8 +101,8 @@ def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dty
     Drawn in float32 whatever `dtype` is, so that one seed drops the same elements in both precisions.
 
     >>> dropout_mask((2, 4), 0.5, np.random.default_rng(0), "float64")
-    array([[2., 0., 2., 0.],
-           [0., 0., 2., 2.]])
+    array([[2., 2., 2., 0.],
+           [0., 0., 0., 0.]])
     """
     if rng is None:
         raise ValueError("dropout needs a numpy.random.Generator: pass rng=np.random.default_rng(seed)")

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,16 +27,16 @@ class Dataset(NamedTuple):
     inputs: np.ndarray  # (N, T) integers
     targets: np.ndarray  # (N, T) integers, -1: nothing to predict; or (N, T, V) probabilities, all zero there
 
-    def __getitem__(self, index):  # type: ignore[override]
+    def take(self, index) -> "Dataset":
         """Some of the sequences, cut to the longest of them."""
         inputs, targets = self.inputs[index], self.targets[index]
-        longest = _counted(targets).any(0).nonzero()[0].max(initial=0) + 1
+        longest = int(np.flatnonzero(_counted(targets).any(0)).max(initial=0)) + 1
         return Dataset(inputs[:, :longest], targets[:, :longest])
 
 
 def _counted(targets: np.ndarray) -> np.ndarray:
     """True where there is something to predict: (N, T)."""
-    return targets >= 0 if targets.dtype.kind in "iu" else targets.any(-1)
+    return np.asarray(targets >= 0 if targets.dtype.kind in "iu" else targets.any(-1))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ class TrainConfig:
 
     def total_steps(self, n_train: int) -> int:
         """Updates in all, on that many training sequences."""
-        return self.steps if self.steps is not None else self.epochs * math.ceil(n_train / self.batch_size)
+        if self.epochs is not None:
+            return self.epochs * math.ceil(n_train / self.batch_size)
+        assert self.steps is not None
+        return self.steps
 
 
 @dataclass(frozen=True)
@@ -199,10 +202,10 @@ class Trainable:
         """{name: array}, views of the vector."""
         return {name: vector[place].reshape(shape) for name, (place, shape) in self.places.items()}
 
-    def assemble(self, arrays: dict[str, Any]) -> Adapter | Model:
+    def assemble(self, arrays: Mapping[str, Any]) -> Adapter | Model:
         """The Adapter or Model with these arrays."""
         if isinstance(self.start, Model):
-            return Model(self.base.config, nested(arrays))
+            return Model(self.base.config, nested(dict(arrays)))
         return self.start.with_arrays(arrays)
 
     def loss_and_gradient(self, vector: np.ndarray, batch: Dataset, rng: np.random.Generator | None):
@@ -227,7 +230,7 @@ def batches(dataset: Dataset, batch_size: int, n_steps: int, rng: np.random.Gene
         place = step % math.ceil(n / batch_size)
         if place == 0:
             order = rng.permutation(n)
-        yield dataset[order[place * batch_size : (place + 1) * batch_size]]
+        yield dataset.take(order[place * batch_size : (place + 1) * batch_size])
 
 
 def evaluate(model: Model, dataset: Dataset, adapter: Adapter | None = None) -> float:
@@ -249,7 +252,7 @@ def evaluation_batches(dataset: Dataset, size: int | None = None) -> list[Datase
     """The first `size` sequences, sorted by length so that little is padding."""
     dataset = Dataset(dataset.inputs[:size], dataset.targets[:size])
     order = np.argsort(_counted(dataset.targets).sum(-1), kind="stable")
-    return [dataset[order[i : i + EVALUATION_BATCH]] for i in range(0, len(order), EVALUATION_BATCH)]
+    return [dataset.take(order[i : i + EVALUATION_BATCH]) for i in range(0, len(order), EVALUATION_BATCH)]
 
 
 def _mean_loss(model: Model, trained: Adapter | Model | None, batches: list[Dataset]) -> float:
@@ -287,7 +290,8 @@ class _Recorder:
         self.train = evaluation_batches(train, config.evaluation_size)
         self.validation = evaluation_batches(validation, config.evaluation_size)
         self.measured: list[tuple[int, float, float]] = []
-        self.best = self.final = None
+        self.best: Any = None
+        self.final: Any = None
         self.since_best, self.stopped = 0, False
 
     def should_stop(self, step: int, trained) -> bool:

@@ -15,12 +15,9 @@ import numpy as np
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted path: leaf} in the order of the tree."""
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif isinstance(tree, list):
-        items = enumerate(tree)
-    else:
+    if not isinstance(tree, dict | list):
         return {prefix: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     return {
         path: leaf
         for key, child in items

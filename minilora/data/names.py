@@ -81,7 +81,7 @@ def names_task(table: str, n_train: int | None, seed: int) -> tuple[Dataset, Dat
 
 
 def surname_split() -> tuple[Dataset, Dataset]:
-    """(train, validation) for pretraining: surnames that are no first names, 2,000 of them held out, always the same."""
+    """(train, validation) for pretraining: surnames that are no first names; the same 2,000 of them are held out."""
     first_names = set(load_names("female")) | set(load_names("male"))
     names = np.array([name for name in load_names("surnames") if name not in first_names])
     order = np.random.default_rng(1990).permutation(len(names))

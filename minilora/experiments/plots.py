@@ -15,6 +15,7 @@ from minilora.experiments.stats import estimate
 # Okabe and Ito, "Color Universal Design" (2008)
 TRAIN, VALIDATION, FULL, BASE = "#0072B2", "#D55E00", "#009E73", "#555555"
 PREDICTION = "#BBBBBB"
+END_LABEL = "end-label"
 OTHER = "#CC79A7"
 STYLE = {
     "svg.hashsalt": "minilora",  # element ids from this and not from a random number
@@ -28,31 +29,34 @@ STYLE = {
     "axes.titleweight": "bold",
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
+    "axes.formatter.useoffset": False,
 }
 
 
-def figure(n_rows: int, n_columns: int, height: float, title: str, **options) -> tuple[Figure, np.ndarray]:
+def figure(n_rows: int, n_columns: int, height: float, title: str) -> tuple[Figure, np.ndarray]:
     """A figure 10 inches wide (800 px at 80 dpi) with a sentence on top, and its axes (n_rows, n_columns)."""
-    with mpl.rc_context(STYLE):
-        made = Figure(figsize=(10, height), layout="constrained")
-        axes = made.subplots(n_rows, n_columns, squeeze=False, **options)
-        made.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    made = Figure(figsize=(10, height), layout="constrained")
+    axes = made.subplots(n_rows, n_columns, squeeze=False)
+    made.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     made.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     return made, axes
 
 
-def to_svg(made: Figure) -> str:
-    """The figure as SVG, the same bytes for the same figure."""
+def to_svg(draw: Callable[..., Figure], *arguments) -> str:
+    """What `draw(*arguments)` draws as SVG, the same bytes for the same numbers."""
     text = io.StringIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+        made = draw(*arguments)
+        for ax in made.axes:
+            _place_labels(ax)
         FigureCanvasSVG(made).print_svg(text, metadata={"Date": None, "Creator": "minilora"})
     return text.getvalue()
 
 
 def line(
-    ax: Axes, x: Sequence[float], columns: Sequence[np.ndarray], label: str, color: str, *, style="-", marker="o", dy=0.0
+    ax: Axes, x: Sequence[float], columns: Sequence[np.ndarray], label: str, color, *, style="-", marker="o"
 ) -> None:
-    """Mean over seeds with its 95 % interval as a band, labelled at its right end (moved by `dy` points).
+    """Mean over seeds with its 95 % interval as a band, labelled at its right end.
 
     `columns` has one array (seeds,) for each x; seeds that diverged are left out, and a point where all did.
     """
@@ -61,19 +65,42 @@ def line(
     if not kept:
         return
     places = [place for place, _ in kept]
-    means = [one.mean for _, one in kept]
+    means, low, high = ([getattr(one, name) for _, one in kept] for name in ("mean", "low", "high"))
     ax.plot(places, means, style, marker=marker, color=color)
-    if all(np.isfinite(one.low) for _, one in kept):
-        ax.fill_between(places, [one.low for _, one in kept], [one.high for _, one in kept], color=color, alpha=0.18, lw=0)
-    ax.annotate(label, (places[-1], means[-1]), (6, dy), textcoords="offset points", color=color, va="center", fontsize=9)
+    if np.isfinite(low).all():
+        ax.fill_between(places, low, high, color=color, alpha=0.18, lw=0)
+    ax.annotate(label, (places[-1], means[-1]), (7, 0), textcoords="offset points", color=color, va="center",
+                fontsize=9, gid=END_LABEL)  # fmt: skip
 
 
-def level(ax: Axes, values: np.ndarray, label: str, color: str, *, above: bool = True, style="--", x: float = 0.01) -> None:
-    """A horizontal line at a mean over seeds, labelled on the left."""
+def _place_labels(ax: Axes) -> None:
+    """Move the labels at the ends of lines apart where they would overlap, keeping their order."""
+    labels = [text for text in ax.texts if text.get_gid() == END_LABEL]
+    height = ax.get_figure().get_figheight() * 72 * 0.72 / ax.get_subplotspec().get_gridspec().nrows  # points, about
+    low, high = ax.transScale.transform([(1, y) for y in ax.get_ylim()])[:, 1]
+    wanted = [(ax.transScale.transform((1, text.xy[1]))[1] - low) / (high - low) * height for text in labels]
+    bottom = -np.inf
+    for i in np.argsort(wanted, kind="stable"):
+        half = 6.5 * (1 + labels[i].get_text().count("\n"))
+        place = max(wanted[i], bottom + half)
+        labels[i].set_position((7, place - wanted[i]))
+        bottom = place + half
+
+
+def level(ax: Axes, values: np.ndarray, label: str, color: str, *, above: bool = True, far: bool = True) -> None:
+    """A horizontal line at a mean over seeds, labelled on the left.
+
+    Far above what is drawn already it would flatten the rest: then a note on top replaces it, unless `far` is False.
+    """
     mean = float(np.mean(values))
-    ax.axhline(mean, ls=style, color=color, lw=1.3, zorder=1)
-    ax.annotate(label, (x, mean), (0, 3 if above else -3), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-                color=color, va="bottom" if above else "top", fontsize=9)  # fmt: skip
+    drawn = [y for one in ax.lines for y in np.atleast_1d(one.get_ydata())]
+    if far and drawn and mean - max(drawn) > 0.5 * (max(drawn) - min(drawn)):
+        ax.annotate(f"\N{UPWARDS ARROW} {label}: {mean:.2f}", (0.02, 0.98), xycoords="axes fraction",
+                    color=color, va="top", fontsize=9)  # fmt: skip
+        return
+    ax.axhline(mean, ls="--", color=color, lw=1.3, zorder=1)
+    ax.annotate(label, (0.01, mean), (0, 3 if above else -3), xycoords=ax.get_yaxis_transform(),
+                textcoords="offset points", color=color, va="bottom" if above else "top", fontsize=9)  # fmt: skip
 
 
 def by(runs: Runs, name: str, values: Sequence, metric: Metric, *, tuned: bool = False, **where) -> list[np.ndarray]:

@@ -157,8 +157,10 @@ def _grouped(rows) -> Iterator[Run]:
     for settings, rows_of_run in runs.items():
         yield Run(
             settings,
-            tuple(int(row["step"]) for row in rows_of_run),
-            *(tuple(float(row[name]) for row in rows_of_run) for name in MEASURED[1:]),
+            step=tuple(int(row["step"]) for row in rows_of_run),
+            train_loss=tuple(float(row["train_loss"]) for row in rows_of_run),
+            validation_loss=tuple(float(row["validation_loss"]) for row in rows_of_run),
+            change_norm=tuple(float(row["change_norm"]) for row in rows_of_run),
             floor=float(rows_of_run[0]["floor"]),
             trainable=int(rows_of_run[0]["trainable"]),
             diverged_at=int(rows_of_run[0]["diverged_at"]),

@@ -20,8 +20,9 @@ class Estimate(NamedTuple):
 def estimate(values: np.ndarray) -> Estimate:
     """Mean and Student's t interval of one value a seed; the interval is infinite for a single seed.
 
-    >>> estimate(np.array([1.0, 2.0, 3.0]))
-    Estimate(mean=2.0, low=-0.484..., high=4.484..., n=3)
+    >>> mean, low, high, n = estimate(np.array([1.0, 2.0, 3.0]))
+    >>> print(f"{mean:g} [{low:.3f}, {high:.3f}], n={n}")
+    2 [-0.484, 4.484], n=3
     """
     from scipy.stats import t  # here, as it takes longer to import than the rest of minilora together
 

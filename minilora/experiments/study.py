@@ -34,6 +34,7 @@ class Settings:
     lora_dropout: float = 0.0
     target_modules: str = "all-linear"  # or names joined by "+"
     learning_rate: float = 1e-2
+    schedule: str = "constant"
     batch_size: int = 16
     steps: int = 400
     evaluate_every: int = 50

@@ -8,16 +8,22 @@ from minilora.experiments.stats import optimum, slope
 from minilora.experiments.study import Claim, Study, grid
 
 R = 8
-RATIOS = (0.25, 0.5, 1, 2, 4, 8, 16)
+RATIOS = (0.25, 0.5, 1, 2, 4, 8, 16)  # alpha / r
 SHARED = 3e-3
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # half decades; each cell takes those around its optimum
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # half decades; each cell takes those around its own best
+RATES_AT_R = {
+    0.25: RATES[2:5],
+    0.5: RATES[1:5],
+    1: RATES[1:4],
+    2: RATES[1:4],
+    4: RATES[0:4],
+    8: RATES[0:3],
+    16: RATES[0:3],
+}
+RATES_AT_OTHER_R = {(2, 2): RATES[1:4], (32, 2): RATES[0:4], (2, 8): RATES[0:4], (32, 0.5): RATES[1:4]}  # (r, alpha/r)
 ALLOWED = 0.01  # nats per letter that a good setting may give up against the best one
 DATA = {"n_train": 1000, "batch_size": 16, "steps": 250, "evaluate_every": 25}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
-
-
-def _rates(ratio: float) -> tuple[float, ...]:
-    return RATES[2:7] if ratio <= 1 else RATES[1:6] if ratio <= 4 else RATES[0:5]
 
 
 def _cells(data, r: int, ratio: float, rates) -> list[dict]:
@@ -26,10 +32,10 @@ def _cells(data, r: int, ratio: float, rates) -> list[dict]:
 
 ONE_STEP = DATA | {"steps": 1, "evaluate_every": 1}
 CELLS = [
-    *(cell for ratio in RATIOS for cell in _cells(DATA, R, ratio, _rates(ratio))),
+    *(cell for ratio, rates in RATES_AT_R.items() for cell in _cells(DATA, R, ratio, rates)),
     *(cell for ratio in RATIOS for cell in _cells(ONE_STEP, R, ratio, [SHARED])),
-    *(cell for r, ratio in ((2, 2), (32, 2), (2, 8), (32, 0.5)) for cell in _cells(DATA, r, ratio, _rates(ratio))),
-    *grid(DATA | FULL, learning_rate=[3e-4, 1e-3, 3e-3]),
+    *(cell for (r, ratio), rates in RATES_AT_OTHER_R.items() for cell in _cells(DATA, r, ratio, rates)),
+    *grid(DATA | FULL, learning_rate=RATES[0:3]),
 ]
 QUICK = [
     *(cell for ratio in (0.25, 2, 16) for cell in _cells(DATA | {"steps": 100}, R, ratio, [SHARED])),
@@ -71,8 +77,6 @@ def _steadier(runs: Runs) -> np.ndarray:
 def _margin(runs: Runs, tuned: bool) -> np.ndarray:
     """How far alpha = 2r stays within what it may give up against the best ratio, chosen on the other seeds."""
     at = _trained(runs).where(r=R) if tuned else _trained(runs).where(r=R, learning_rate=SHARED)
-    if len(at.values("lora_alpha")) < len(RATIOS):
-        at.per_seed(lambda run: run.best, lora_alpha=RATIOS[0] * R, learning_rate=max(RATES))  # not in this version
     losses = np.array(plots.by(at, "lora_alpha", [ratio * R for ratio in RATIOS], lambda run: run.best, tuned=tuned))
     others = losses.sum(1, keepdims=True) - losses
     best = losses[others.argmin(0), np.arange(losses.shape[1])]
@@ -82,30 +86,50 @@ def _margin(runs: Runs, tuned: bool) -> np.ndarray:
 REGIME = "1,000 female first names, all six linear modules, 250 steps"
 CLAIMS = [
     Claim(
-        "A1", "A larger alpha moves the model further", "after one step at fixed r and rate: norm of the change ~ alpha^1",
-        0.5, "slope of log norm against log alpha", lambda runs: _norm_slope(runs.where(method="lora", steps=1)),
-        "one step of AdamW: it moves B by the rate, so the change is exactly proportional to alpha",
+        id="A1",
+        statement="A larger alpha moves the model further",
+        prediction="after one step at a fixed r and rate, the norm of the change grows in proportion to alpha",
+        smallest_effect=0.5,
+        unit="slope of log norm against log alpha",
+        contrast=lambda runs: _norm_slope(runs.where(method="lora", steps=1)),
+        regime="one step of AdamW moves B by the learning rate, so the change is proportional to alpha",
     ),
     Claim(
-        "A1", "A larger alpha moves the model further", "after training at fixed r and rate: the norm still grows with alpha",
-        0.1, "slope of log norm against log alpha", lambda runs: _norm_slope(_trained(runs)), REGIME + f", rate {SHARED:g}",
+        id="A1",
+        statement="A larger alpha moves the model further",
+        prediction="after training at a fixed r and rate, the norm of the change still grows with alpha",
+        smallest_effect=0.1,
+        unit="slope of log norm against log alpha",
+        contrast=lambda runs: _norm_slope(_trained(runs)),
+        regime=REGIME + f", rate {SHARED:g}",
     ),
     Claim(
-        "A2", "Holding alpha/r fixed removes the need to retune the rate when r changes",
-        "from r=2 to r=32 the best rate moves less at alpha = 2r than at alpha = 16", 0.5, "half decades of learning rate",
-        _steadier, REGIME,
+        id="A2",
+        statement="Holding alpha/r fixed removes the need to retune the rate when r changes",
+        prediction="from r=2 to r=32 the best learning rate moves less at alpha = 2r than at alpha = 16",
+        smallest_effect=0.5,
+        unit="half decades of learning rate",
+        contrast=_steadier,
+        regime=REGIME,
     ),
     Claim(
-        "A3", "alpha = 2r is a good setting",
-        f"its best validation loss is within {ALLOWED:g} nats of the best alpha/r in 1/4 ... 16", 0.0,
-        f"nats per letter left of the {ALLOWED:g} allowed", lambda runs: _margin(runs, True), REGIME,
-        lambda runs: _margin(runs, False),
+        id="A3",
+        statement="alpha = 2r is a good setting",
+        prediction=f"its best validation loss is within {ALLOWED:g} nats of the best alpha/r in 1/4 ... 16",
+        smallest_effect=0.0,
+        unit=f"nats per letter left of the {ALLOWED:g} allowed",
+        contrast=lambda runs: _margin(runs, tuned=True),
+        at_shared_rate=lambda runs: _margin(runs, tuned=False),
+        regime=REGIME,
     ),
-]  # fmt: skip
+]
 
 
 def _draw_norms(ax, runs: Runs) -> None:
-    for chosen, label, style in ((_trained(runs), "after training", "-"), (runs.where(method="lora", steps=1), "after 1 step", ":")):
+    for chosen, label, style in (
+        (_trained(runs), "after training", "-"),
+        (runs.where(method="lora", steps=1), "after 1 step", ":"),
+    ):
         norms = _norms(chosen)
         ratios = _ratios(chosen)
         plots.line(ax, ratios, norms, label, plots.OTHER, style=style)
@@ -120,11 +144,33 @@ def _draw_losses(ax, runs: Runs) -> None:
     trained = _trained(runs).where(r=R)
     alphas, ratios = trained.values("lora_alpha"), _ratios(trained)
     shared = trained.where(learning_rate=SHARED)
-    plots.line(ax, ratios, plots.by(shared, "lora_alpha", alphas, lambda run: run.best), "validation,\none rate", plots.VALIDATION)
-    plots.line(ax, ratios, plots.by(shared, "lora_alpha", alphas, lambda run: run.final_train), "training,\none rate", plots.TRAIN)
+    plots.line(
+        ax,
+        ratios,
+        plots.by(shared, "lora_alpha", alphas, lambda run: run.best),
+        "validation,\none rate",
+        plots.VALIDATION,
+    )
+    plots.line(
+        ax,
+        ratios,
+        plots.by(shared, "lora_alpha", alphas, lambda run: run.final_train),
+        "training,\none rate",
+        plots.TRAIN,
+    )
     if len(trained) > len(shared):
-        for metric, what, color in ((lambda run: run.best, "validation", plots.VALIDATION), (lambda run: run.final_train, "training", plots.TRAIN)):
-            plots.line(ax, ratios, plots.by(trained, "lora_alpha", alphas, metric, tuned=True), f"{what},\ntuned rate", color, style=":")
+        for metric, what, color in (
+            (lambda run: run.best, "validation", plots.VALIDATION),
+            (lambda run: run.final_train, "training", plots.TRAIN),
+        ):
+            plots.line(
+                ax,
+                ratios,
+                plots.by(trained, "lora_alpha", alphas, metric, tuned=True),
+                f"{what},\ntuned rate",
+                color,
+                style=":",
+            )
     plots.level(ax, plots.start_of(trained), "base, not adapted", plots.BASE, above=False)
     full = runs.where(method="full")
     if full:
@@ -148,7 +194,9 @@ def _draw_rates(ax, runs: Runs) -> None:
 
 def draw(runs: Runs, samples):
     full_size = len(runs.where(method="lora", r=2)) > 0
-    made, axes = plots.figure(1, 3 if full_size else 2, 4.4, "alpha scales the change; with the learning rate tuned, little of that remains")
+    made, axes = plots.figure(
+        1, 3 if full_size else 2, 4.4, "alpha scales the change; with the learning rate tuned, little of that remains"
+    )
     _draw_norms(axes[0, 0], runs)
     _draw_losses(axes[0, 1], runs)
     if full_size:
@@ -163,7 +211,12 @@ STUDY = Study(
     quick_cells=QUICK,
     claims=CLAIMS,
     draw=draw,
-    tuned=[*({"method": "lora", "steps": DATA["steps"], "r": R, "lora_alpha": float(ratio * R)} for ratio in RATIOS),
-           *({"method": "lora", "steps": DATA["steps"], "r": r, "lora_alpha": a} for r, a in ((2, 4.0), (32, 64.0), (2, 16.0), (32, 16.0))),
-           {"method": "full", "steps": DATA["steps"]}],  # fmt: skip
+    tuned=[
+        *({"method": "lora", "steps": DATA["steps"], "r": R, "lora_alpha": float(ratio * R)} for ratio in RATIOS),
+        *(
+            {"method": "lora", "steps": DATA["steps"], "r": r, "lora_alpha": float(ratio * r)}
+            for r, ratio in RATES_AT_OTHER_R
+        ),
+        {"method": "full", "steps": DATA["steps"]},
+    ],
 )

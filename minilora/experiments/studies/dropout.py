@@ -9,7 +9,7 @@ from minilora.experiments.study import Claim, Study, grid
 R = 16
 RATE = 3e-3
 PROBABILITIES = (0.0, 0.1, 0.2, 0.3, 0.5)
-SIZES = (100, 200, 500, 1000, 2775)
+SIZES = (100, 200, 500, 2775)
 SCARCE, AMPLE = 200, 2775
 FIXED = {"r": R, "lora_alpha": 2.0 * R, "learning_rate": RATE, "batch_size": 16, "steps": 300, "evaluate_every": 25}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
@@ -17,18 +17,12 @@ CELLS = [
     *grid(FIXED, n_train=SIZES, lora_dropout=PROBABILITIES),
     *grid(FIXED | FULL, n_train=[SCARCE, AMPLE], learning_rate=[3e-4, 1e-3]),
 ]
-QUICK = grid(FIXED | {"steps": 150}, n_train=[100, AMPLE], lora_dropout=[0.0, 0.2, 0.5])
+QUICK = grid(FIXED | {"steps": 150}, n_train=[SCARCE, AMPLE], lora_dropout=[0.0, 0.2, 0.5])
 
 
 def _effect(runs: Runs, metric, n_train: int, p: float) -> np.ndarray:
     lora = runs.where(method="lora", n_train=n_train)
     return lora.per_seed(metric, lora_dropout=p) - lora.per_seed(metric, lora_dropout=0.0)
-
-
-def _smallest(runs: Runs) -> int:
-    """Scarce data: 200 names, or the smallest amount of the quick version."""
-    sizes = runs.where(method="lora").values("n_train")
-    return SCARCE if SCARCE in sizes else min(sizes)
 
 
 def _best_p(runs: Runs, n_train: int) -> np.ndarray:
@@ -42,21 +36,33 @@ def _best_p(runs: Runs, n_train: int) -> np.ndarray:
 REGIME = f"female first names, r={R}, all six linear modules, alpha = 2r, rate {RATE:g}, 300 steps"
 CLAIMS = [
     Claim(
-        "D1", "Dropout reduces overfitting", "scarce data: final minus best validation loss is smaller at p=0.5 than at p=0",
-        0.05, "nats per letter", lambda runs: -_effect(runs, lambda run: run.overfit, _smallest(runs), 0.5),
-        REGIME + ", 200 names",
+        id="D1",
+        statement="Dropout reduces overfitting",
+        prediction="scarce data: final minus best validation loss is smaller at p=0.5 than at p=0",
+        smallest_effect=0.05,
+        unit="nats per letter",
+        contrast=lambda runs: -_effect(runs, lambda run: run.overfit, SCARCE, 0.5),
+        regime=REGIME + ", 200 names",
     ),
     Claim(
-        "D2", "High dropout hinders learning", "ample data: the final training loss is higher at p=0.5 than at p=0",
-        0.02, "nats per letter", lambda runs: _effect(runs, lambda run: run.final_train, AMPLE, 0.5),
-        REGIME + ", 2,775 names",
+        id="D2",
+        statement="High dropout hinders learning",
+        prediction="ample data: the final training loss is higher at p=0.5 than at p=0",
+        smallest_effect=0.02,
+        unit="nats per letter",
+        contrast=lambda runs: _effect(runs, lambda run: run.final_train, AMPLE, 0.5),
+        regime=REGIME + ", 2,775 names",
     ),
     Claim(
-        "D3", "Small data wants more dropout, large data little or none",
-        "the p with the lowest final validation loss is higher with 100 names than with 2,775", 0.1, "dropout probability",
-        lambda runs: _best_p(runs, 100) - _best_p(runs, AMPLE), REGIME,
+        id="D3",
+        statement="Small data wants more dropout, large data little or none",
+        prediction="the p with the lowest final validation loss is higher with 100 names than with 2,775",
+        smallest_effect=0.1,
+        unit="dropout probability",
+        contrast=lambda runs: _best_p(runs, 100) - _best_p(runs, AMPLE),
+        regime=REGIME,
     ),
-]  # fmt: skip
+]
 
 
 def _panel(ax, runs: Runs, n_train: int, title: str) -> None:
@@ -73,7 +79,9 @@ def _panel(ax, runs: Runs, n_train: int, title: str) -> None:
     full = of.where(method="full")
     if full:
         plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning, at its best", plots.FULL, above=False)
-    ax.set(title=title, xlabel="dropout probability p", ylabel="loss (nats per letter)", xlim=(-0.03, 0.78), xticks=tried)
+    ax.set(
+        title=title, xlabel="dropout probability p", ylabel="loss (nats per letter)", xlim=(-0.03, 0.78), xticks=tried
+    )
 
 
 def _by_size(ax, runs: Runs) -> None:
@@ -85,14 +93,13 @@ def _by_size(ax, runs: Runs) -> None:
         color = tuple(1 - shade * (1 - np.array(plots.mpl.colors.to_rgb(plots.VALIDATION))))
         plots.line(ax, tried, gains, f"{n_train:,} names", color)
     ax.axhline(0, color=plots.PREDICTION, lw=1, zorder=0)
-    ax.set(title="The fewer names, the more it helps", xlabel="dropout probability p", xlim=(-0.03, 0.78), xticks=tried,
+    ax.set(title="Fewer names, more help", xlabel="dropout probability p", xlim=(-0.03, 0.78), xticks=tried,
            ylabel="final validation loss, against p = 0")  # fmt: skip
 
 
 def draw(runs: Runs, samples):
-    small = _smallest(runs)
     made, axes = plots.figure(1, 3, 4.4, "Dropout holds back overfitting on scarce data and learning on ample data")
-    _panel(axes[0, 0], runs, small, f"{small} names")
+    _panel(axes[0, 0], runs, SCARCE, "200 names")
     _panel(axes[0, 1], runs, AMPLE, "2,775 names")
     _by_size(axes[0, 2], runs)
     return made

@@ -8,9 +8,11 @@ from minilora.experiments.study import Claim, Study, grid
 
 TRUE_RANK = 2
 RANKS = (1, 2, 4, 8, 16)
-SHARED = {"ample": 1e-2, "scarce": 3e-3}
-RATES = {r: (3e-3, 1e-2, 3e-2) if r <= 4 else (1e-3, 3e-3, 1e-2) for r in RANKS}
-PLANTED = {"task": "planted", "planted_rank": TRUE_RANK, "target_modules": "q_proj+v_proj"}
+SHARED = {"ample": 3e-2, "scarce": 1e-2}  # learning rates at which all ranks are compared without tuning
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+AMPLE_RATES = {r: RATES[3:6] if r <= 4 else RATES[2:5] for r in RANKS}  # around each rank's own best
+SCARCE_RATES = {1: RATES[2:5], 2: RATES[1:4], 4: RATES[1:4], 8: RATES[1:4], 16: RATES[0:4]}
+PLANTED = {"task": "planted", "planted_rank": TRUE_RANK, "target_modules": "q_proj+v_proj", "schedule": "linear"}
 AMPLE = PLANTED | {"n_train": 2000, "batch_size": 32, "steps": 400, "evaluate_every": 50}
 SCARCE = PLANTED | {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 25}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
@@ -22,13 +24,13 @@ def _alpha(cell):
 
 CELLS = [
     cell
-    for data in (AMPLE, SCARCE)
+    for data, rates in ((AMPLE, AMPLE_RATES), (SCARCE, SCARCE_RATES))
     for r in RANKS
-    for cell in grid(data, r=[r], learning_rate=RATES[r], lora_alpha=_alpha)
-] + [cell for data in (AMPLE, SCARCE) for cell in grid(data | FULL, learning_rate=[3e-4, 1e-3, 3e-3])]
+    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=_alpha)
+] + [cell for data in (AMPLE, SCARCE) for cell in grid(data | FULL, learning_rate=RATES[0:3])]
 QUICK = [
     *grid(AMPLE | {"steps": 300}, r=[1, 2, 8], learning_rate=[SHARED["ample"]], lora_alpha=_alpha),
-    *grid(SCARCE, r=[1, 2, 8], learning_rate=[SHARED["scarce"]], lora_alpha=_alpha),
+    *grid(SCARCE | {"steps": 200}, r=[1, 2, 8], learning_rate=[SHARED["scarce"]], lora_alpha=_alpha),
 ]
 
 
@@ -53,45 +55,64 @@ def _too_large(runs: Runs, amount: str, tuned: bool) -> np.ndarray:
 REGIME = f"a change of rank {TRUE_RANK} planted in q and v of both layers, factors on q and v, alpha = 2r"
 CLAIMS = [
     Claim(
-        "R2", "Too small r underfits", "2,000 names: r=1, below the planted rank 2, ends with more excess loss than r=2",
-        0.02, "nats per letter", lambda runs: _too_small(runs, True), REGIME, lambda runs: _too_small(runs, False),
+        id="R2",
+        statement="Too small r underfits",
+        prediction="2,000 names: r=1, below the planted rank 2, ends with more excess loss than r=2",
+        smallest_effect=0.02,
+        unit="nats per letter",
+        contrast=lambda runs: _too_small(runs, tuned=True),
+        at_shared_rate=lambda runs: _too_small(runs, tuned=False),
+        regime=REGIME + ", 2,000 names",
     ),
     Claim(
-        "R3", "Too large r overfits", "200 names: the largest r ends with more excess loss than r=2, the planted rank",
-        0.02, "nats per letter", lambda runs: _too_large(runs, "scarce", True), REGIME + ", 200 names",
-        lambda runs: _too_large(runs, "scarce", False),
+        id="R3",
+        statement="Too large r overfits",
+        prediction="200 names: the largest r ends with more excess loss than r=2, the planted rank",
+        smallest_effect=0.02,
+        unit="nats per letter",
+        contrast=lambda runs: _too_large(runs, "scarce", tuned=True),
+        at_shared_rate=lambda runs: _too_large(runs, "scarce", tuned=False),
+        regime=REGIME + ", 200 names",
     ),
     Claim(
-        "R3", "Too large r overfits", "2,000 names: the largest r ends with more excess loss than r=2, the planted rank",
-        0.005, "nats per letter", lambda runs: _too_large(runs, "ample", True), REGIME + ", 2,000 names",
-        lambda runs: _too_large(runs, "ample", False),
+        id="R3",
+        statement="Too large r overfits",
+        prediction="2,000 names: the largest r ends with more excess loss than r=2, the planted rank",
+        smallest_effect=0.005,
+        unit="nats per letter",
+        contrast=lambda runs: _too_large(runs, "ample", tuned=True),
+        at_shared_rate=lambda runs: _too_large(runs, "ample", tuned=False),
+        regime=REGIME + ", 2,000 names",
     ),
-]  # fmt: skip
+]
 
 
-def _panel(ax, runs: Runs, amount: str, title: str) -> None:
-    at = _at(runs, amount, tuned=False)
+def _panel(ax, runs: Runs, amount: str, tuned: bool, title: str) -> None:
+    at = _at(runs, amount, tuned)
     ranks = at.values("r")
-    plots.line(ax, ranks, plots.by(at, "r", ranks, lambda run: run.final), "validation", plots.VALIDATION)
-    train = plots.by(at, "r", ranks, lambda run: run.final_train - run.floor)
+    plots.line(ax, ranks, plots.by(at, "r", ranks, lambda run: run.final, tuned=tuned), "validation", plots.VALIDATION)
+    train = plots.by(at, "r", ranks, lambda run: run.final_train - run.floor, tuned=tuned)
     plots.line(ax, ranks, train, "training", plots.TRAIN)
-    plots.level(ax, plots.start_of(at), "base, not adapted", plots.BASE)
+    plots.level(ax, plots.start_of(at), "base, not adapted", plots.BASE, far=False)
     full = runs.where(method="full", n_train=at[0].settings.n_train)
     if full:
         plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning, at its best", plots.FULL)
     ax.axhline(0, color=plots.PREDICTION, lw=1, zorder=0)
     ax.axvline(TRUE_RANK, color=plots.PREDICTION, lw=6, alpha=0.5, zorder=0)
     for place, text in ((1, "too small"), (TRUE_RANK, "right"), (max(ranks) / 2, "too large")):
-        ax.annotate(text, (place, 1.0), xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, color=plots.BASE)
+        ax.annotate(text, (place, 0.02), xycoords=ax.get_xaxis_transform(), ha="center", fontsize=9, color=plots.BASE)
     plots.powers_of_two(ax, ranks, "rank r of the adapter (the planted change has rank 2)", room=1.5)
-    ax.set_title(title, pad=18)
+    ax.margins(y=0.12)
+    ax.set_title(title)
     ax.set_ylabel("loss above the teacher's own\n(nats per letter)")
 
 
 def draw(runs: Runs, samples):
-    made, axes = plots.figure(1, 2, 4.3, "A rank below the true one cannot fit; a rank above it fits noise when names are few")
-    _panel(axes[0, 0], runs, "ample", "2,000 names: best at the true rank")
-    _panel(axes[0, 1], runs, "scarce", "200 names: each doubling of r fits more noise")
+    made, axes = plots.figure(
+        1, 2, 4.3, "A rank below the true one cannot fit; a rank above it fits noise when names are few"
+    )
+    _panel(axes[0, 0], runs, "ample", True, "2,000 names: best at the true rank")
+    _panel(axes[0, 1], runs, "scarce", False, "200 names: a larger r fits more noise")
     return made
 
 
@@ -102,6 +123,8 @@ STUDY = Study(
     quick_cells=QUICK,
     claims=CLAIMS,
     draw=draw,
-    tuned=[*({"method": "lora", "n_train": data["n_train"], "r": r} for data in (AMPLE, SCARCE) for r in RANKS),
-           *({"method": "full", "n_train": data["n_train"]} for data in (AMPLE, SCARCE))],  # fmt: skip
+    tuned=[
+        *({"method": "lora", "n_train": data["n_train"], "r": r} for data in (AMPLE, SCARCE) for r in RANKS),
+        *({"method": "full", "n_train": data["n_train"]} for data in (AMPLE, SCARCE)),
+    ],
 )

@@ -10,10 +10,12 @@ from minilora.experiments.study import Claim, Study, grid
 from minilora.lora import LoraConfig, count_parameters, init_adapter
 
 RANKS = (1, 2, 4, 8, 16, 32)
-SHARED = 3e-3  # the learning rate at which all ranks are compared; those of RATES are compared after tuning
-RATES = {r: (1e-3, 3e-3, 1e-2, 3e-2) if r <= 8 else (3e-4, 1e-3, 3e-3, 1e-2) for r in RANKS}
+SHARED = 3e-3  # the learning rate at which all ranks are compared without tuning
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SCARCE_RATES = {r: RATES[0:4] if r >= 16 else RATES[1:5] for r in RANKS}  # around each rank's own best
+AMPLE_RATES = {r: RATES[1:5] if r >= 16 else RATES[2:6] for r in RANKS}
 SCARCE = {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 25}
-AMPLE = {"n_train": 2775, "batch_size": 32, "steps": 400, "evaluate_every": 50}
+AMPLE = {"n_train": 2775, "batch_size": 32, "steps": 300, "evaluate_every": 50}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 
 
@@ -23,18 +25,19 @@ def _alpha(cell):
 
 CELLS = [
     cell
-    for data in (SCARCE, AMPLE)
+    for data, rates in ((SCARCE, SCARCE_RATES), (AMPLE, AMPLE_RATES))
     for r in RANKS
-    for cell in grid(data, r=[r], learning_rate=RATES[r], lora_alpha=_alpha)
+    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=_alpha)
 ] + [
-    *grid(SCARCE | FULL, learning_rate=[1e-4, 3e-4, 1e-3, 3e-3]),
-    *grid(AMPLE | FULL, learning_rate=[3e-4, 1e-3, 3e-3]),
+    *grid(SCARCE | FULL, learning_rate=RATES[0:4]),
+    *grid(AMPLE | FULL, learning_rate=RATES[1:5]),
 ]
+BRIEF = {"steps": 150}
 QUICK = [
-    *grid(SCARCE, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=_alpha),
-    *grid(AMPLE | {"steps": 150}, r=[1, 8], learning_rate=[SHARED], lora_alpha=_alpha),
-    *grid(SCARCE | FULL, learning_rate=[3e-4]),
-    *grid(AMPLE | {"steps": 150} | FULL, learning_rate=[1e-3]),
+    *grid(SCARCE | BRIEF, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=_alpha),
+    *grid(AMPLE | BRIEF, r=[1, 8], learning_rate=[SHARED], lora_alpha=_alpha),
+    *grid(SCARCE | BRIEF | FULL, learning_rate=[1e-3]),
+    *grid(AMPLE | BRIEF | FULL, learning_rate=[3e-3]),
 ]
 
 
@@ -80,25 +83,46 @@ def _returns(runs: Runs, tuned: bool) -> np.ndarray:
 REGIME = "female first names on a 27,000-parameter base, all six linear modules, alpha = 2r"
 CLAIMS = [
     Claim(
-        "R1", "Trainable parameters grow linearly in r", "exactly r (in + out) a module, at every rank", 0.0,
-        "parameters off", _count_deviation, "any model: it follows from the shapes of A and B", exact=True,
+        id="R1",
+        statement="Trainable parameters grow linearly in r",
+        prediction="exactly r (in + out) a module, at every rank",
+        smallest_effect=0.0,
+        unit="parameters off",
+        contrast=_count_deviation,
+        exact=True,
+        regime="any model: it follows from the shapes of A and B",
     ),
     Claim(
-        "R2", "Too small r underfits", "ample data: the final training loss at r=1 is above that at r=8", 0.02,
-        "nats per letter", _underfit, REGIME + ", 2,775 names, 400 steps", _underfit_shared,
+        id="R2",
+        statement="Too small r underfits",
+        prediction="ample data: the final training loss at r=1 is above that at r=8",
+        smallest_effect=0.02,
+        unit="nats per letter",
+        contrast=_underfit,
+        at_shared_rate=_underfit_shared,
+        regime=REGIME + ", 2,775 names, 300 steps",
     ),
     Claim(
-        "R3", "Too large r overfits", "scarce data: final minus best validation loss grows with every doubling of r",
-        0.02, "nats per doubling of r", lambda runs: _overfit_slope(runs, True), REGIME + ", 200 names, 300 steps",
-        lambda runs: _overfit_slope(runs, False),
+        id="R3",
+        statement="Too large r overfits",
+        prediction="scarce data: final minus best validation loss grows with every doubling of r",
+        smallest_effect=0.02,
+        unit="nats per doubling of r",
+        contrast=lambda runs: _overfit_slope(runs, tuned=True),
+        at_shared_rate=lambda runs: _overfit_slope(runs, tuned=False),
+        regime=REGIME + ", 200 names, 300 steps",
     ),
     Claim(
-        "R4", "Start from r=8; 16 or 32 for harder tasks",
-        "ample data: doubling r from 4 to 8 lowers the best validation loss by more than a doubling from 8 to 32 does",
-        0.005, "nats per doubling of r", lambda runs: _returns(runs, True), REGIME + ", 2,775 names, 400 steps",
-        lambda runs: _returns(runs, False),
+        id="R4",
+        statement="Start from r=8; 16 or 32 for harder tasks",
+        prediction="ample data: doubling r from 4 to 8 gains more validation loss than a doubling from 8 to 32 does",
+        smallest_effect=0.005,
+        unit="nats per doubling of r",
+        contrast=lambda runs: _returns(runs, tuned=True),
+        at_shared_rate=lambda runs: _returns(runs, tuned=False),
+        regime=REGIME + ", 2,775 names, 300 steps",
     ),
-]  # fmt: skip
+]
 
 
 def _panel(ax, runs: Runs, data, title: str) -> None:
@@ -111,7 +135,13 @@ def _panel(ax, runs: Runs, data, title: str) -> None:
     final_train = plots.by(lora, "r", ranks, lambda run: run.final_train)
     plots.line(ax, ranks, final_train, "training, at the end", plots.TRAIN)
     plots.level(ax, plots.start_of(of), "base, not adapted", plots.BASE)
-    plots.level(ax, of.where(method="full").tuned(lambda run: run.best), "full fine-tuning, at its best", plots.FULL, above=False)
+    plots.level(
+        ax,
+        of.where(method="full").tuned(lambda run: run.best),
+        "full fine-tuning, at its best",
+        plots.FULL,
+        above=False,
+    )
     plots.powers_of_two(ax, ranks, "rank r")
     ax.set(title=title, ylabel="loss (nats per letter)")
 
@@ -121,7 +151,10 @@ def _curves(ax, runs: Runs) -> None:
     for r, style in ((min(scarce.values("r")), ":"), (max(scarce.values("r")), "-")):
         chosen = scarce.where(r=r)
         steps = chosen[0].step
-        for name, what, color in (("validation_loss", "validation", plots.VALIDATION), ("train_loss", "training", plots.TRAIN)):
+        for name, what, color in (
+            ("validation_loss", "validation", plots.VALIDATION),
+            ("train_loss", "training", plots.TRAIN),
+        ):
             columns = [np.array([getattr(run, name)[i] for run in chosen]) for i in range(len(steps))]
             plots.line(ax, steps, columns, f"{what}, r={r}", color, style=style, marker="")
     ax.set(title="200 names: what happens on the way", xlabel="step", ylabel="loss (nats per letter)")
@@ -130,7 +163,9 @@ def _curves(ax, runs: Runs) -> None:
 
 
 def draw(runs: Runs, samples):
-    made, axes = plots.figure(2, 2, 7.8, "A small rank cannot learn all of ample data; a large rank learns scarce data by heart")
+    made, axes = plots.figure(
+        2, 2, 7.8, "A small rank cannot learn all of ample data; a large rank learns scarce data by heart"
+    )
     _panel(axes[0, 0], runs, SCARCE, "200 names: overfitting grows with r")
     _panel(axes[0, 1], runs, AMPLE, "2,775 names: underfitting shrinks with r")
     _curves(axes[1, 0], runs)
@@ -145,11 +180,13 @@ STUDY = Study(
     quick_cells=QUICK,
     claims=CLAIMS,
     draw=draw,
-    tuned=[*({**_lora(data), "r": r} for data in (SCARCE, AMPLE) for r in RANKS),
-           {"method": "full", "n_train": 200}, {"method": "full", "n_train": 2775}],  # fmt: skip
+    tuned=[
+        *({**_lora(data), "r": r} for data in (SCARCE, AMPLE) for r in RANKS),
+        *({"method": "full", "n_train": data["n_train"]} for data in (SCARCE, AMPLE)),
+    ],
     samples={
         "r=8,\n2,775 names": {"n_train": 2775, "r": 8, "learning_rate": SHARED},
         "r=16,\n200 names": {"n_train": 200, "r": 16, "learning_rate": SHARED},
-        "full,\n2,775 names": {"n_train": 2775, "method": "full", "learning_rate": 1e-3},
+        "full,\n2,775 names": {"n_train": 2775, "method": "full", "learning_rate": 3e-3},
     },
 )

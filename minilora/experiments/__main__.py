@@ -1,0 +1,208 @@
+"""The command: `python -m minilora.experiments [STUDY ...]`."""
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from minilora.checks import nearest
+from minilora.experiments.study import HEADLINE, N_SEEDS, Settings, Study, load_studies
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(ValueError):
+    """What was asked for makes no sense; the message says what would."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    made = argparse.ArgumentParser(
+        prog="python -m minilora.experiments",
+        description="Run studies of what LoRA's parameters do, and write figures, numbers and verdicts.",
+        epilog="Exit status: 0 done, 1 something failed or differs, 2 bad usage, 130 interrupted.",
+    )
+    made.add_argument(
+        "studies", nargs="*", metavar="STUDY", help="studies to run, or 'all' (default: the headline studies)"
+    )
+    made.add_argument("--list", action="store_true", help="list the studies and stop")
+    made.add_argument("--quick", action="store_true", help="a small version, into figures/quick")
+    made.add_argument("--seeds", type=_positive, default=N_SEEDS, metavar="N", help=f"paired seeds (default {N_SEEDS})")
+    made.add_argument("--jobs", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
+    made.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to write (default: figures)")
+    made.add_argument("--check", action="store_true", help="run again from scratch and compare with what is in DIR")
+    made.add_argument("--fresh", action="store_true", help="do runs again that are stored already")
+    return made
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes an integer of at least 1")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments ask for; the exit status."""
+    options = parser().parse_args(arguments)
+    out = options.out or Path("figures/quick" if options.quick else "figures")
+    try:
+        studies = choose(options.studies)
+        if options.list:
+            return list_studies(studies if options.studies else list(load_studies().values()), options)
+        if options.check and not out.is_dir():
+            raise UsageError(f"--check: {out} is not there: nothing to compare with")
+        check_writable(out)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        return check_studies(studies, options, out) if options.check else run_studies(studies, options, out)
+    except KeyboardInterrupt:
+        stored = "nothing of a --check is kept" if options.check else f"every finished run is stored in {out / 'runs'}"
+        print(f"\ninterrupted: {stored}; the same command {'starts again' if options.check else 'goes on from there'}",
+              file=sys.stderr)  # fmt: skip
+        return INTERRUPTED
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def choose(names: Sequence[str]) -> list[Study]:
+    """The studies of these names; UsageError for one that does not exist, with the nearest that does."""
+    known = load_studies()
+    for name in names:
+        if name not in (*known, "all"):
+            raise UsageError(f"STUDY: unknown study {name!r}{nearest(name, known)}; takes {', '.join(known)}, or all")
+    if "all" in names:
+        return list(known.values())
+    return [known[name] for name in dict.fromkeys(names or HEADLINE)]
+
+
+def list_studies(studies: Sequence[Study], options: argparse.Namespace) -> int:
+    """Print name, size, claims and question of each."""
+    for study in studies:
+        n_runs = len(study.runs(range(options.seeds), options.quick))
+        claims = ", ".join(dict.fromkeys(claim.id for claim in study.claims))
+        print(f"{study.name:14}{n_runs:5} runs  {claims:16}{study.question}")
+    return DONE
+
+
+def check_writable(out: Path) -> None:
+    """UsageError unless files can be written to the folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out: cannot write to {out} ({error.strerror})") from None
+
+
+def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
+    """Run each study and write its files as soon as it ends; DONE, or FAILED if runs of one failed."""
+    import joblib
+
+    from minilora.experiments import report
+    from minilora.experiments.runner import RunFailedError, Store, run_all
+
+    jobs = options.jobs or joblib.cpu_count()
+    store = Store(out / "runs")
+    if options.fresh:
+        for settings in {one for study in studies for one in study.runs(range(options.seeds), options.quick)}:
+            store.path(settings).unlink(missing_ok=True)
+    rows, status = [], DONE
+    with Progress(studies, options, store) as progress:
+        for study in studies:
+            todo = study.runs(range(options.seeds), options.quick)
+            started = time.perf_counter()
+            try:
+                results = run_all(todo, store, jobs, progress.starting(study, len(todo)))
+            except RunFailedError as error:
+                progress.say(f"{study.name}: {error}; no figure made")
+                status = FAILED
+                continue
+            runs, samples = report.table(results), report.samples_of(study, results)
+            rows += report.write_study(study, runs, samples, out, _flags(options), time.perf_counter() - started)
+            progress.finished(study, runs, out, time.perf_counter() - started)
+            for line in report.sample_lines(samples):
+                progress.say(line)
+    report.print_verdicts(rows)
+    return status
+
+
+def _flags(options: argparse.Namespace) -> str:
+    """The options that decide the numbers, as one would type them."""
+    return (" --quick" if options.quick else "") + (f" --seeds {options.seeds}" if options.seeds != N_SEEDS else "")
+
+
+def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
+    """Run from scratch in a folder that goes away, and compare; DONE if nothing differs."""
+    from minilora.experiments.check import compare
+
+    with tempfile.TemporaryDirectory(prefix="minilora-check-") as folder:
+        status = run_studies(studies, options, Path(folder))
+        if status != DONE:
+            return status
+        comparisons = {study.name: compare(study.name, out, Path(folder)) for study in studies}
+    print()
+    for name, found in comparisons.items():
+        print(f"{'same  ' if found.same else 'DIFFERS'} {name}: {found.text}")
+    return DONE if all(found.same for found in comparisons.values()) else FAILED
+
+
+class Progress:
+    """One bar for all studies on a terminal; a line a study, and one every half minute, elsewhere."""
+
+    def __init__(self, studies: Sequence[Study], options: argparse.Namespace, store):
+        from tqdm import tqdm
+
+        everything = [one for study in studies for one in study.runs(range(options.seeds), options.quick)]
+        unique = list(dict.fromkeys(everything))
+        missing = [one for one in unique if store.get(one) is None]
+        self.reused = len(unique) - len(missing)
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=len(missing), unit="run", file=sys.stderr, disable=not self.terminal, dynamic_ncols=True)
+        self.started, self.last_said, self.n_done, self.n_missing = time.perf_counter(), 0.0, 0, len(missing)
+        self.say(
+            f"{len(unique)} runs in {len(studies)} studies; {self.reused} are stored already, {len(missing)} to do"
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self.bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def starting(self, study: Study, n_runs: int):
+        """Called when a study starts; returns what to call after each of its runs."""
+        self.bar.set_description(study.name)
+
+        def done(settings: Settings) -> None:
+            self.n_done += 1
+            self.bar.set_postfix_str(settings.label(), refresh=False)
+            self.bar.update()
+            elapsed = time.perf_counter() - self.started
+            if not self.terminal and elapsed - self.last_said > 30:
+                self.last_said = elapsed
+                left = elapsed / self.n_done * (self.n_missing - self.n_done)
+                self.say(f"{study.name}: {self.n_done} of {self.n_missing} runs done, about {left:.0f} s left")
+
+        return done
+
+    def finished(self, study: Study, runs, out: Path, seconds: float) -> None:
+        """Called when a study's files are written."""
+        n_diverged = sum(run.diverged for run in runs)
+        diverged = f", {n_diverged} diverged" if n_diverged else ""
+        self.say(f"{study.name}: {len(runs)} runs{diverged}, {seconds:.0f} s, {out / study.name}.svg")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # runs that diverge overflow first; they are reported
+    sys.exit(main())
