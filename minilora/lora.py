@@ -72,6 +72,9 @@ class LoraConfig:
             self._check_names("exclude_modules", self.exclude_modules)
         for layer in self.layers() or ():
             check_integer("layers_to_transform", layer)
+        for name in ("target_modules", "exclude_modules", "layers_to_transform"):
+            if isinstance(getattr(self, name), list | set):  # so that equal configs are equal, and stay as they are
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.layers() == ():
             raise ValueError("layers_to_transform: got an empty list, takes None for every layer, an index, or a list")
 

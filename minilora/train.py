@@ -154,26 +154,22 @@ def fit(
     trainable = Trainable(base, start)
     rng = dropout_rng if lora is not None and lora.lora_dropout > 0 else None
     n_steps = config.total_steps(len(train.inputs))
-    recorder = _Recorder(base, train, validation, config, watch)
-    with (
-        one_blas_thread(),
-        tqdm(total=n_steps, disable=None if progress else True, delay=2, unit="step") as bar,
-    ):
+    recorder = _Recorder(base, train, validation, config, watch, f"{lora}, {config}, seed={seed}")
+    bar = tqdm(total=n_steps, disable=None if progress else True, delay=2, unit="step")
+    with one_blas_thread(), np.errstate(all="ignore"), bar:  # what overflows is reported as DivergedError
         adamw = config.optimizer()
         vector, state = trainable.vector, adamw.init(trainable.vector)
         for step, batch in enumerate(batches(train, config.batch_size, n_steps, order_rng)):
-            if step % config.evaluate_every == 0 and recorder.should_stop(
-                step, trainable.assemble(trainable.arrays(vector))
-            ):
+            if step % config.evaluate_every == 0 and recorder.should_stop(step, trainable.at(vector)):
                 break
             loss, gradient = trainable.loss_and_gradient(vector, batch, rng)
             if not math.isfinite(loss):
-                raise DivergedError(step, f"{lora}, {config}, seed={seed}", recorder.measured)
+                raise DivergedError(step, recorder.settings, recorder.measured)
             lr = scheduled(config.schedule, config.learning_rate, step, n_steps, config.warmup_steps)
             vector, state = adamw.update(vector, gradient, state, lr)
             bar.update()
         else:
-            recorder.should_stop(n_steps, trainable.assemble(trainable.arrays(vector)))
+            recorder.should_stop(n_steps, trainable.at(vector))
     return recorder.history()
 
 
@@ -207,6 +203,10 @@ class Trainable:
         if isinstance(self.start, Model):
             return Model(self.base.config, nested(dict(arrays)))
         return self.start.with_arrays(arrays)
+
+    def at(self, vector: np.ndarray) -> Adapter | Model:
+        """The Adapter or Model whose trained arrays are views of that vector."""
+        return self.assemble(self.arrays(vector))
 
     def loss_and_gradient(self, vector: np.ndarray, batch: Dataset, rng: np.random.Generator | None):
         """Mean cross-entropy of the batch, and its gradient as a vector."""
@@ -285,8 +285,8 @@ def check_dataset(name: str, dataset: Dataset, config: ModelConfig) -> None:
 class _Recorder:
     """Evaluates, keeps the best, and says when patience has run out."""
 
-    def __init__(self, base: Model, train: Dataset, validation: Dataset, config: TrainConfig, watch):
-        self.base, self.patience, self.watch = base, config.patience, watch
+    def __init__(self, base: Model, train: Dataset, validation: Dataset, config: TrainConfig, watch, settings: str):
+        self.base, self.patience, self.watch, self.settings = base, config.patience, watch, settings
         self.train = evaluation_batches(train, config.evaluation_size)
         self.validation = evaluation_batches(validation, config.evaluation_size)
         self.measured: list[tuple[int, float, float]] = []
@@ -297,6 +297,8 @@ class _Recorder:
     def should_stop(self, step: int, trained) -> bool:
         train_loss = _mean_loss(self.base, trained, self.train)
         validation_loss = _mean_loss(self.base, trained, self.validation)
+        if not math.isfinite(train_loss + validation_loss):
+            raise DivergedError(step, self.settings, self.measured)
         better = all(validation_loss < past for _, _, past in self.measured)
         self.measured.append((step, train_loss, validation_loss))
         self.final = trained

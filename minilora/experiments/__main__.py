@@ -4,7 +4,6 @@ import argparse
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,20 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return list_studies(studies if options.studies else list(load_studies().values()), options)
         if options.check and not out.is_dir():
             raise UsageError(f"--check: {out} is not there: nothing to compare with")
-        check_writable(out)
+        if not options.check:
+            check_writable(out)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     try:
         return check_studies(studies, options, out) if options.check else run_studies(studies, options, out)
     except KeyboardInterrupt:
-        stored = "nothing of a --check is kept" if options.check else f"every finished run is stored in {out / 'runs'}"
-        print(f"\ninterrupted: {stored}; the same command {'starts again' if options.check else 'goes on from there'}",
-              file=sys.stderr)  # fmt: skip
+        print(f"\ninterrupted: {how_to_go_on(options, out)}", file=sys.stderr)
         return INTERRUPTED
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+
+
+def how_to_go_on(options: argparse.Namespace, out: Path) -> str:
+    """What Ctrl-C left behind."""
+    if options.check:
+        return "nothing of a --check is kept; the same command starts again"
+    command = "the command without --fresh" if options.fresh else "the same command"
+    return f"every finished run is stored in {out / 'runs'}; {command} goes on from there"
 
 
 def choose(names: Sequence[str]) -> list[Study]:
@@ -124,8 +130,9 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
                 status = FAILED
                 continue
             runs, samples = report.table(results), report.samples_of(study, results)
-            rows += report.write_study(study, runs, samples, out, _flags(options), time.perf_counter() - started)
-            progress.finished(study, runs, out, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            rows += report.write_study(study, runs, samples, out, _flags(options), seconds if progress.n_new else None)
+            progress.finished(study, runs, out, seconds)
             for line in report.sample_lines(samples):
                 progress.say(line)
     report.print_verdicts(rows)
@@ -183,9 +190,11 @@ class Progress:
     def starting(self, study: Study, n_runs: int):
         """Called when a study starts; returns what to call after each of its runs."""
         self.bar.set_description(study.name)
+        self.n_new = 0
 
         def done(settings: Settings) -> None:
             self.n_done += 1
+            self.n_new += 1
             self.bar.set_postfix_str(settings.label(), refresh=False)
             self.bar.update()
             elapsed = time.perf_counter() - self.started
@@ -204,5 +213,4 @@ class Progress:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=RuntimeWarning)  # runs that diverge overflow first; they are reported
     sys.exit(main())

@@ -59,7 +59,10 @@ def _bit_for_bit(name: str, committed: Path, rerun: Path, made_by, old: Runs, ne
         return Comparison(
             True, f"identical bit for bit, {len(old)} runs, {rows} rows (figure not compared: other matplotlib)"
         )
-    if (committed / f"{name}.svg").read_bytes() != (rerun / f"{name}.svg").read_bytes():
+    figure = committed / f"{name}.svg"
+    if not figure.exists():
+        return Comparison(False, f"{figure} is not there")
+    if figure.read_bytes() != (rerun / f"{name}.svg").read_bytes():
         return Comparison(False, "the numbers are the same, but not the figure drawn of them")
     return Comparison(True, f"identical bit for bit: {len(old)} runs, {rows} rows, the claims and the figure")
 
@@ -68,7 +71,10 @@ def _within_tolerance(name: str, committed: Path, rerun: Path, old: Runs, new: R
     differences = [d for _, d in _differences(old, new)]
     mean = sum(differences) / len(differences)
     moved = {(row["id"], row["prediction"]): row for row in _claims(rerun, name)}
-    worst = max((_movement(row, moved[row["id"], row["prediction"]]) for row in _claims(committed, name)), default=0.0)
+    stored = {(row["id"], row["prediction"]): row for row in _claims(committed, name)}
+    if moved.keys() != stored.keys():
+        return Comparison(False, "the claims stored are not the claims that the study makes now")
+    worst = max((_movement(row, moved[key]) for key, row in stored.items()), default=0.0)
     same = mean <= MEAN_TOLERANCE and worst <= EFFECT_TOLERANCE
     text = (
         f"another machine or other versions: losses differ by {mean:.2g} nats on average "

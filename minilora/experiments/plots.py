@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from minilora.experiments.runs import Metric, Run, Runs
+from minilora.experiments.runs import Metric, MissingRunsError, Run, Runs
 from minilora.experiments.stats import estimate
 
 # Okabe and Ito, "Color Universal Design" (2008)
@@ -105,6 +105,8 @@ def level(ax: Axes, values: np.ndarray, label: str, color: str, *, above: bool =
 
 def by(runs: Runs, name: str, values: Sequence, metric: Metric, *, tuned: bool = False, **where) -> list[np.ndarray]:
     """The metric for each value of a setting: one array (seeds,) a value."""
+    if not len(values):
+        raise MissingRunsError(f"no run with {where or name}")
     pick: Callable[..., np.ndarray] = runs.tuned if tuned else runs.per_seed
     return [pick(metric, **{name: value}, **where) for value in values]
 

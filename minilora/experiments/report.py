@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def write_study(
-    study: Study, runs: Runs, samples: dict[str, list[str]], out: Path, options: str, seconds: float
+    study: Study, runs: Runs, samples: dict[str, list[str]], out: Path, options: str, seconds: float | None
 ) -> list[Row]:
     """Write all of a study's files into `out`; rows of other studies that are there stay. Returns its claims."""
     rows = [row for claim in study.claims if (row := claim_row(study, claim, runs, options)) is not None]
@@ -41,6 +41,8 @@ def write_study(
         written[study.name] = samples
         replace_file(out / "samples.json", to_json(written))
     replace_file(out / "CLAIMS.md", ledger_page(ledger, written))
+    if seconds is None:
+        seconds = everything.get(study.name, {}).get("seconds")
     everything[study.name] = provenance(study, runs, options, seconds)
     replace_file(out / "provenance.json", to_json(dict(sorted(everything.items()))))
     return rows
@@ -71,7 +73,7 @@ def _place(row: Row) -> tuple:
 def claim_row(study: Study, claim: Claim, runs: Runs, options: str) -> Row | None:
     """One row of the ledger; None where this version of the study lacks the runs for it."""
     try:
-        measured = estimate(claim.contrast(runs))
+        measured = _estimate(claim, claim.contrast(runs))
     except MissingRunsError:
         return None
     row = {
@@ -90,10 +92,18 @@ def claim_row(study: Study, claim: Claim, runs: Runs, options: str) -> Row | Non
     }
     if claim.at_shared_rate is not None:
         try:
-            row["at_shared_rate"] = _numbers(claim, estimate(claim.at_shared_rate(runs)))
+            row["at_shared_rate"] = _numbers(claim, _estimate(claim, claim.at_shared_rate(runs)))
         except MissingRunsError:
             row["at_shared_rate"] = None
     return row
+
+
+def _estimate(claim: Claim, values: np.ndarray) -> Estimate:
+    """With an interval over seeds; an exact claim's is its largest deviation, without width."""
+    if not claim.exact:
+        return estimate(values)
+    largest = float(np.max(np.abs(values)))
+    return Estimate(largest, largest, largest, len(values))
 
 
 def _numbers(claim: Claim, measured: Estimate) -> Row:
@@ -112,7 +122,7 @@ def result_text(row: Row) -> str:
     >>> result_text(row)
     '0.200 [0.100, 0.300] nats'
     """
-    if row.get("exact"):
+    if row.get("exact") and row["effect"] is not None:
         return f"{row['effect']:g} {row['unit']} (exact)"
     if row["effect"] is None or row["interval"][0] is None:
         reason = "one seed gives no interval" if row.get("n_seeds") == 1 else "a run of the contrast diverged"
@@ -160,8 +170,19 @@ def ledger_page(rows: Sequence[Row], samples: dict[str, dict[str, list[str]]]) -
     return "\n".join(lines) + "\n"
 
 
-def provenance(study: Study, runs: Runs, options: str, seconds: float) -> dict[str, Any]:
-    """What these numbers were made from, and on what."""
+def verdict_summary(rows: Sequence[Row]) -> str:
+    """The table of README.md: a line a claim."""
+    lines = ["| claim | statement | measured [95 % interval] | verdict |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| [{row['id']}](figures/{row['figure']}) | {row['statement']}: {row['prediction']} | {result_text(row)} "
+        f"| **{row['verdict']}** |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def provenance(study: Study, runs: Runs, options: str, seconds: float | None) -> dict[str, Any]:
+    """What these numbers were made from, on what, and in what time (None: all runs were stored already)."""
     return {
         "command": f"python -m minilora.experiments {study.name}{options}",
         "versions": versions(),
@@ -173,7 +194,7 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float) -> dict[s
         "seeds": runs.values("seed"),
         "runs": len(runs),
         "diverged": [run.settings.label() + f" at step {run.diverged_at}" for run in runs if run.diverged],
-        "seconds": round(seconds, 1),
+        "seconds": seconds and round(seconds, 1),
         "settings": {f.name: runs.values(f.name) for f in dataclasses.fields(runs[0].settings) if f.name != "seed"},
         "tuned_learning_rates": [_tuning(runs, group) for group in study.tuned if len(runs.where(**group))],
     }

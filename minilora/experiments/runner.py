@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for module in (*COMPUTED_BY, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
-    digest.update(json.dumps([np.__version__, machine(), fingerprint(base().params)]).encode())
+    digest.update(json.dumps([np.__version__, version("autograd"), machine(), fingerprint(base().params)]).encode())
     digest.update(" ".join(names.load_names("female")).encode())
     return digest.hexdigest()
 
@@ -179,13 +181,16 @@ def run_all(
     results = {settings: result for settings in todo if (result := store.get(settings)) is not None}
     missing = [settings for settings in todo if settings not in results]
     failures = []
-    for settings, result in _in_processes(missing, jobs):
-        if "error" in result:
-            failures.append(f"{settings.label()}: {result['error']}")
-        else:
-            store.put(settings, result)
-            results[settings] = result
-        done(settings)
+    try:
+        for settings, result in _in_processes(missing, jobs):
+            if "error" in result:
+                failures.append(f"{settings.label()}: {result['error']}")
+            else:
+                store.put(settings, result)
+                results[settings] = result
+            done(settings)
+    except BrokenProcessPool:
+        raise RunFailedError("a worker was killed, or memory ran out; finished runs are stored") from None
     if failures:
         raise RunFailedError(f"{len(failures)} of {len(todo)} runs failed, the first: {failures[0]}")
     return {settings: results[settings] for settings in todo}
@@ -196,9 +201,14 @@ def _in_processes(todo: Sequence[Settings], jobs: int) -> Iterator[tuple[Setting
         yield from map(_guarded, todo)
         return
     import joblib
+    from joblib.externals.loky import get_reusable_executor
 
     parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
-    yield from parallel(joblib.delayed(_in_worker)(settings) for settings in todo)
+    try:
+        yield from parallel(joblib.delayed(_in_worker)(settings) for settings in todo)
+    except BaseException:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        raise
 
 
 def _in_worker(settings: Settings) -> tuple[Settings, dict[str, Any]]:

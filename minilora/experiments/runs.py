@@ -145,7 +145,11 @@ def from_csv(text: str) -> Runs:
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames != COLUMNS:
         raise ValueError(f"columns: got {reader.fieldnames}, takes {COLUMNS}")
-    return Runs(list(_grouped(reader)))
+    rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"line {number}: got another number of values, takes {len(COLUMNS)}")
+    return Runs(list(_grouped(rows)))
 
 
 def _grouped(rows) -> Iterator[Run]:

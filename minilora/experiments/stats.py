@@ -43,7 +43,8 @@ def verdict(effect: Estimate, smallest_effect: float, exact: bool = False) -> st
     ['supported', 'inconclusive', 'contradicted']
     """
     if exact:
-        return "supported" if effect.mean == effect.low == effect.high == 0 else "contradicted"
+        nothing_deviates = effect.mean == 0 and (effect.n == 1 or effect.low == effect.high == 0)
+        return "supported" if nothing_deviates else "contradicted"
     if effect.n < N_SEEDS:
         return "inconclusive"
     if effect.low > smallest_effect:

@@ -38,8 +38,12 @@ class Settings:
     batch_size: int = 16
     steps: int = 400
     evaluate_every: int = 50
-    evaluation_size: int = 500
+    evaluation_size: int = 400
     seed: int = 0
+
+    def __post_init__(self):
+        for one in dataclasses.fields(self):  # 16 and 16.0 are the same run
+            object.__setattr__(self, one.name, one.type(getattr(self, one.name)))  # type: ignore[operator]
 
     def label(self) -> str:
         """What is running, in a few words."""

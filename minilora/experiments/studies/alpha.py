@@ -22,7 +22,7 @@ RATES_AT_R = {
 }
 RATES_AT_OTHER_R = {(2, 2): RATES[1:4], (32, 2): RATES[0:4], (2, 8): RATES[0:4], (32, 0.5): RATES[1:4]}  # (r, alpha/r)
 ALLOWED = 0.01  # nats per letter that a good setting may give up against the best one
-DATA = {"n_train": 1000, "batch_size": 16, "steps": 250, "evaluate_every": 25}
+DATA = {"n_train": 1000, "batch_size": 16, "steps": 200, "evaluate_every": 40}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 
 
@@ -83,7 +83,7 @@ def _margin(runs: Runs, tuned: bool) -> np.ndarray:
     return ALLOWED - (losses[RATIOS.index(2)] - best)
 
 
-REGIME = "1,000 female first names, all six linear modules, 250 steps"
+REGIME = "1,000 female first names, all six linear modules, 200 steps"
 CLAIMS = [
     Claim(
         id="A1",
@@ -219,4 +219,8 @@ STUDY = Study(
         ),
         {"method": "full", "steps": DATA["steps"]},
     ],
+    samples={
+        "alpha = r/4": {"lora_alpha": R / 4, "learning_rate": SHARED, "r": R, "evaluate_every": 40},
+        "alpha = 16 r": {"lora_alpha": 16.0 * R, "learning_rate": SHARED, "r": R, "evaluate_every": 40},
+    },
 )

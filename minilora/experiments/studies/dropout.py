@@ -11,7 +11,7 @@ RATE = 3e-3
 PROBABILITIES = (0.0, 0.1, 0.2, 0.3, 0.5)
 SIZES = (100, 200, 500, 2775)
 SCARCE, AMPLE = 200, 2775
-FIXED = {"r": R, "lora_alpha": 2.0 * R, "learning_rate": RATE, "batch_size": 16, "steps": 300, "evaluate_every": 25}
+FIXED = {"r": R, "lora_alpha": 2.0 * R, "learning_rate": RATE, "batch_size": 16, "steps": 300, "evaluate_every": 30}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 CELLS = [
     *grid(FIXED, n_train=SIZES, lora_dropout=PROBABILITIES),
@@ -112,4 +112,8 @@ STUDY = Study(
     quick_cells=QUICK,
     claims=CLAIMS,
     draw=draw,
+    samples={
+        "p=0, 200 names": {"n_train": SCARCE, "lora_dropout": 0.0, "method": "lora"},
+        "p=0.5, 200 names": {"n_train": SCARCE, "lora_dropout": 0.5},
+    },
 )

@@ -9,12 +9,18 @@ from minilora.experiments.study import Claim, Study, grid
 TRUE_RANK = 2
 RANKS = (1, 2, 4, 8, 16)
 SHARED = {"ample": 3e-2, "scarce": 1e-2}  # learning rates at which all ranks are compared without tuning
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-AMPLE_RATES = {r: RATES[3:6] if r <= 4 else RATES[2:5] for r in RANKS}  # around each rank's own best
-SCARCE_RATES = {1: RATES[2:5], 2: RATES[1:4], 4: RATES[1:4], 8: RATES[1:4], 16: RATES[0:4]}
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+AMPLE_RATES = {
+    1: RATES[4:7],
+    2: RATES[3:6],
+    4: RATES[3:6],
+    8: RATES[2:5],
+    16: RATES[2:5],
+}  # around each rank's own best
+SCARCE_RATES = {1: RATES[2:5], 2: RATES[1:5], 4: RATES[1:5], 8: RATES[1:4], 16: RATES[0:4]}
 PLANTED = {"task": "planted", "planted_rank": TRUE_RANK, "target_modules": "q_proj+v_proj", "schedule": "linear"}
-AMPLE = PLANTED | {"n_train": 2000, "batch_size": 32, "steps": 400, "evaluate_every": 50}
-SCARCE = PLANTED | {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 25}
+AMPLE = PLANTED | {"n_train": 2000, "batch_size": 32, "steps": 400, "evaluate_every": 100}
+SCARCE = PLANTED | {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 30}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 
 
@@ -127,4 +133,8 @@ STUDY = Study(
         *({"method": "lora", "n_train": data["n_train"], "r": r} for data in (AMPLE, SCARCE) for r in RANKS),
         *({"method": "full", "n_train": data["n_train"]} for data in (AMPLE, SCARCE)),
     ],
+    samples={
+        "r=2, 2,000 names": {"n_train": 2000, "r": 2, "learning_rate": SHARED["ample"]},
+        "r=8, 200 names": {"n_train": 200, "r": 8, "learning_rate": SHARED["scarce"]},
+    },
 )

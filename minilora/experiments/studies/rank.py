@@ -13,9 +13,9 @@ RANKS = (1, 2, 4, 8, 16, 32)
 SHARED = 3e-3  # the learning rate at which all ranks are compared without tuning
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SCARCE_RATES = {r: RATES[0:4] if r >= 16 else RATES[1:5] for r in RANKS}  # around each rank's own best
-AMPLE_RATES = {r: RATES[1:5] if r >= 16 else RATES[2:6] for r in RANKS}
-SCARCE = {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 25}
-AMPLE = {"n_train": 2775, "batch_size": 32, "steps": 300, "evaluate_every": 50}
+AMPLE_RATES = {r: RATES[2:6] if r <= 2 else RATES[2:5] if r <= 16 else RATES[1:5] for r in RANKS}
+SCARCE = {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 30}
+AMPLE = {"n_train": 2775, "batch_size": 16, "steps": 300, "evaluate_every": 75}
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 
 
@@ -149,7 +149,9 @@ def _panel(ax, runs: Runs, data, title: str) -> None:
 def _curves(ax, runs: Runs) -> None:
     scarce = runs.where(method="lora", n_train=SCARCE["n_train"], learning_rate=SHARED)
     for r, style in ((min(scarce.values("r")), ":"), (max(scarce.values("r")), "-")):
-        chosen = scarce.where(r=r)
+        chosen = [run for run in scarce.where(r=r) if not run.diverged]
+        if not chosen:
+            continue
         steps = chosen[0].step
         for name, what, color in (
             ("validation_loss", "validation", plots.VALIDATION),
@@ -157,9 +159,9 @@ def _curves(ax, runs: Runs) -> None:
         ):
             columns = [np.array([getattr(run, name)[i] for run in chosen]) for i in range(len(steps))]
             plots.line(ax, steps, columns, f"{what}, r={r}", color, style=style, marker="")
+    last = scarce[0].settings.steps
     ax.set(title="200 names: what happens on the way", xlabel="step", ylabel="loss (nats per letter)")
-    ax.set_xlim(0, steps[-1] * 1.45)
-    ax.set_xticks([step for step in steps if step % 100 == 0])
+    ax.set(xlim=(0, last * 1.45), xticks=range(0, last + 1, 50))
 
 
 def draw(runs: Runs, samples):

@@ -1,0 +1,375 @@
+"""The command: what it prints, writes and returns, and that it can be stopped and started again."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from minilora.experiments import __main__ as command
+from minilora.experiments import runner
+from minilora.experiments.study import HEADLINE, load_studies
+
+from . import tiny
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """The settings of every run that is done from here on, in this process."""
+    seen, execute = [], runner.execute
+    monkeypatch.setattr(runner, "execute", lambda settings: seen.append(settings) or execute(settings))
+    return seen
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def run(monkeypatch, out):
+    """Call the command on the tiny studies; its exit status."""
+    monkeypatch.setattr(command, "load_studies", lambda: tiny.STUDIES)
+
+    def call(*arguments, jobs=1):
+        try:
+            return command.main([*arguments, "--jobs", str(jobs), "--out", str(out)])
+        except SystemExit as error:  # argparse leaves like this
+            return error.code
+
+    return call
+
+
+def _files(out: Path, *, but=("provenance.json",)) -> dict[str, bytes]:
+    """Everything below a folder, except what names the time it took."""
+    return {str(path.relative_to(out)): path.read_bytes()
+            for path in sorted(out.rglob("*")) if path.is_file() and path.name not in but}  # fmt: skip
+
+
+# --- usage ---
+
+
+def test_the_list_names_every_shipped_study(capsys):
+    assert command.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, (name, study) in zip(lines, load_studies().items(), strict=True):
+        assert line.split()[0] == name
+        assert f"{len(study.runs(range(8)))} runs" in line
+        assert study.question in line
+        assert all(claim.id in line for claim in study.claims)
+
+
+def test_the_list_counts_what_was_asked_for(run, capsys, out):
+    assert run("--list", "tiny", "--seeds", "3") == 0
+    assert "6 runs" in capsys.readouterr().out
+    assert run("--list", "tiny", "--seeds", "3", "--quick") == 0
+    assert "3 runs" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_no_names_are_the_headline_studies_and_all_is_all():
+    assert [study.name for study in command.choose([])] == list(HEADLINE)
+    assert [study.name for study in command.choose(["all", "rank"])] == list(load_studies())
+    assert [study.name for study in command.choose(["alpha", "rank", "alpha"])] == ["alpha", "rank"]
+
+
+@pytest.mark.parametrize("arguments", [["tinny"], ["tiny", "tinny"], ["all", "tinny"], ["--list", "tinny"]], ids=str)
+def test_an_unknown_study_is_bad_usage_and_the_nearest_is_named(run, capsys, arguments, out):
+    assert run(*arguments) == 2
+    shown = capsys.readouterr()
+    assert "unknown study 'tinny' (did you mean 'tiny'?)" in shown.err
+    assert "other" in shown.err, "and what there is"
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "²"])
+def test_counts_are_at_least_one(run, capsys, option, value, out):
+    assert run("tiny", f"{option}={value}") == 2
+    error = capsys.readouterr().err
+    assert option in error
+    assert repr(value) in error
+    assert "at least 1" in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("below", ["", "/folder", "/a/b"])
+def test_a_folder_that_cannot_be_written_is_bad_usage(run, capsys, out, below):
+    out.write_text("a file")
+    assert command.main(["tiny", "--out", f"{out}{below}"]) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1
+    assert f"--out: cannot write to {out}{below}" in shown.err
+    assert shown.out == ""
+    assert out.read_text() == "a file"
+
+
+def test_a_check_needs_something_to_compare_with(run, capsys, out):
+    assert run("tiny", "--check") == 2
+    assert "nothing to compare with" in capsys.readouterr().err
+    assert not out.exists()
+
+
+# --- running ---
+
+
+def test_a_run_writes_its_files_and_says_what_it_found(run, out, capsys):
+    assert run("tiny", "other", "--seeds", "2") == 0
+    assert {path.name for path in out.iterdir()} == {
+        "tiny.svg", "tiny.csv", "other.svg", "other.csv", "claims.json", "CLAIMS.md", "provenance.json",
+        "samples.json", "runs",
+    }  # fmt: skip
+    assert len(list((out / "runs").iterdir())) == 6
+    rows = json.loads((out / "claims.json").read_text())
+    assert [row["id"] for row in rows] == ["R1", "R2", "A1"]
+    assert all(row["command"].endswith(f"{row['study']} --seeds 2") for row in rows)
+    shown = capsys.readouterr()
+    assert "6 runs in 2 studies; 0 are stored already, 6 to do" in shown.out
+    for row in rows:
+        assert row["statement"] in shown.out
+        assert row["verdict"] in shown.out
+    assert str(out / "tiny.svg") in shown.out
+    assert shown.err == ""
+
+
+def test_a_quick_version_says_so_in_its_command(run, out):
+    assert run("tiny", "--seeds", "1", "--quick") == 0
+    (row,) = json.loads((out / "claims.json").read_text())
+    assert row["command"].endswith("tiny --quick --seeds 1")
+
+
+def test_a_second_run_does_nothing_again_and_leaves_the_same_bytes(run, out, capsys, executed):
+    assert run("tiny", "--seeds", "2") == 0
+    assert len(executed) == 4
+    before = _files(out)
+    capsys.readouterr()
+    assert run("tiny", "--seeds", "2") == 0
+    assert len(executed) == 4
+    assert "4 are stored already, 0 to do" in capsys.readouterr().out
+    assert _files(out) == before
+
+
+def test_more_seeds_do_only_the_new_ones(run, executed):
+    run("tiny", "--seeds", "1")
+    run("tiny", "--seeds", "2")
+    assert [settings.seed for settings in executed] == [0, 0, 1, 1]
+
+
+def test_fresh_does_the_asked_for_runs_again(run, out, executed):
+    run("tiny", "other", "--seeds", "1")
+    before = _files(out)
+    assert run("tiny", "--seeds", "1", "--fresh") == 0
+    assert [settings.r for settings in executed] == [1, 2, 3, 1, 2], "those of the other study stay"
+    assert _files(out) == before
+
+
+def test_the_number_of_processes_does_not_change_a_byte(run, out, monkeypatch):
+    """Two processes in another folder; what they write differs in the seconds it took alone."""
+    assert run("tiny", "other", "--seeds", "2") == 0
+    one, provenance = _files(out), json.loads((out / "provenance.json").read_text())
+    out.rename(out.with_name("one"))
+    assert run("tiny", "other", "--seeds", "2", jobs=2) == 0
+    assert _files(out) == one
+    for name, other in json.loads((out / "provenance.json").read_text()).items():
+        assert other | {"seconds": 0} == provenance[name] | {"seconds": 0}
+
+
+def test_a_failing_run_fails_its_study_and_not_the_others(run, out, capsys):
+    assert run("bad", "tiny", "--seeds", "1") == 1
+    shown = capsys.readouterr()
+    assert "no_such_module" in shown.out + shown.err
+    assert "1 of 2 runs failed" in shown.out + shown.err
+    assert "Traceback" not in shown.out + shown.err
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"tiny.svg", "tiny.csv", "claims.json"}
+    assert not names & {"bad.svg", "bad.csv"}
+    assert len(list((out / "runs").iterdir())) == 3, "the study's other run is stored"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the runs that overflow; the command ignores them too
+def test_a_diverging_run_is_told_and_its_study_is_drawn(run, out, capsys):
+    assert run("diverging", "--seeds", "8") == 0
+    assert "16 runs, 8 diverged" in capsys.readouterr().out
+    (row,) = json.loads((out / "claims.json").read_text())
+    assert (row["effect"], row["interval"], row["verdict"]) == (None, [None, None], "inconclusive")
+    assert len(json.loads((out / "provenance.json").read_text())["diverging"]["diverged"]) == 8
+    assert (out / "diverging.svg").exists()
+
+
+def test_a_ledger_that_cannot_be_read_is_told_in_a_line(run, out, capsys):
+    out.mkdir()
+    (out / "claims.json").write_text("[")
+    assert run("tiny", "--seeds", "1") == 1
+    assert "claims.json: not valid JSON" in capsys.readouterr().err
+
+
+def test_a_worker_that_was_killed_is_told_in_a_line(run, monkeypatch, capsys):
+    """As where memory ran out: joblib then raises this."""
+
+    def killed(todo, jobs):
+        raise TerminatedWorkerError("a worker was killed")
+        yield
+
+    monkeypatch.setattr(runner, "_in_processes", killed)
+    assert run("tiny", "--seeds", "1") == 1
+    shown = capsys.readouterr()
+    assert "a worker was killed" in shown.out + shown.err
+
+
+# --- --check ---
+
+
+def test_a_check_of_the_same_numbers_is_0_and_writes_nothing(run, out, capsys, executed):
+    run("tiny", "--seeds", "2")
+    before = _files(out, but=())
+    assert run("tiny", "--seeds", "2", "--check") == 0
+    assert len(executed) == 8, "from scratch"
+    assert "same   tiny: identical bit for bit" in capsys.readouterr().out
+    assert _files(out, but=()) == before
+
+
+def test_a_check_of_other_numbers_is_1_and_writes_nothing(run, out, capsys):
+    run("tiny", "other", "--seeds", "2")
+    text = (out / "tiny.csv").read_text()
+    (out / "tiny.csv").write_text(text.replace("2.3", "2.4", 1))
+    before = _files(out, but=())
+    assert run("tiny", "other", "--seeds", "2", "--check") == 1
+    shown = capsys.readouterr().out
+    assert "DIFFERS tiny: differs: by up to 0.1 nats" in shown
+    assert "same   other" in shown
+    assert _files(out, but=()) == before
+
+
+def test_a_check_of_other_seeds_says_that_runs_are_missing(run, capsys):
+    run("tiny", "--seeds", "2")
+    assert run("tiny", "--seeds", "1", "--check") == 1
+    assert "2 stored runs were not done again" in capsys.readouterr().out
+
+
+# --- stopping and starting again ---
+
+
+def _interrupt_at(monkeypatch, place: int):
+    """Ctrl-C during the run at this place."""
+    done, execute = [], runner.execute
+
+    def interrupted(settings):
+        done.append(settings)
+        if len(done) > place:
+            raise KeyboardInterrupt
+        return execute(settings)
+
+    monkeypatch.setattr(runner, "execute", interrupted)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_interrupted_and_started_again(run, out, monkeypatch, capsys, place, executed):
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, place)
+        assert run("tiny", "--seeds", "2") == 130
+    error = capsys.readouterr().err
+    assert str(out / "runs") in error
+    assert "the same command goes on from there" in error
+    assert len(executed) == place
+    assert run("tiny", "--seeds", "2") == 0
+    assert len(executed) == 4
+    assert f"{place} are stored already, {4 - place} to do" in capsys.readouterr().out
+    files = _files(out)
+    assert {"tiny.svg", "tiny.csv", "claims.json"} <= files.keys()
+    assert not [name for name in files if Path(name).name.startswith(".")], "no half-written files"
+
+
+def test_interrupted_while_doing_runs_anew(run, monkeypatch, capsys, executed):
+    """What the message says to do leads on: it must not do again what is done."""
+    run("tiny", "--seeds", "2")
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, 2)
+        assert run("tiny", "--seeds", "2", "--fresh") == 130
+    n_before, error = len(executed), capsys.readouterr().err
+    assert "interrupted" in error
+    again = ["tiny", "--seeds", "2"] + (["--fresh"] if "the same command" in error else [])
+    assert run(*again) == 0
+    assert len(executed) - n_before == 2
+
+
+def test_an_interrupted_check_says_that_it_starts_again(run, out, monkeypatch, capsys):
+    run("tiny", "--seeds", "1")
+    before = _files(out, but=())
+    _interrupt_at(monkeypatch, 1)
+    assert run("tiny", "--seeds", "1", "--check") == 130
+    assert "the same command starts again" in capsys.readouterr().err
+    assert _files(out, but=()) == before
+
+
+SLOW_COMMAND = """
+import sys
+from experiments import tiny
+from minilora.experiments import __main__ as command
+command.load_studies = lambda: tiny.STUDIES
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_until(condition, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_in_a_terminal(run, out, capsys, executed, jobs):
+    """As a terminal sends it: to the command and its workers alike."""
+    arguments = ["slow", "--seeds", "4", "--jobs", str(jobs), "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-c", SLOW_COMMAND, *arguments], cwd=TESTS, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    try:
+        assert _wait_until(lambda: len(list(out.glob("runs/[!.]*"))) >= 3, seconds=60)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "the same command goes on from there" in error
+        assert "Traceback" not in error
+        assert _wait_until(lambda: not _alive(process.pid), seconds=10), "workers outlive the command"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    n_stored = len(list(out.glob("runs/*.json")))
+    assert 3 <= n_stored < 16
+    assert not (out / "slow.csv").exists()
+    assert run("slow", "--seeds", "4") == 0
+    assert len(executed) == 16 - n_stored, "only what was missing"
+    assert {"slow.svg", "slow.csv", "claims.json", "CLAIMS.md", "provenance.json"} <= {p.name for p in out.iterdir()}
+
+
+def test_the_command_itself(tmp_path):
+    """As one types it: seven short runs."""
+    arguments = ["rank", "--quick", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "minilora.experiments", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert {path.name for path in tmp_path.iterdir()} >= {"rank.svg", "rank.csv", "claims.json", "CLAIMS.md"}
+    for row in json.loads((tmp_path / "claims.json").read_text()):
+        assert row["command"] == "python -m minilora.experiments rank --quick --seeds 1"
+        assert row["verdict"] == ("supported" if row["exact"] else "inconclusive")
+    assert "Below 8 seeds" in done.stdout

@@ -1,0 +1,76 @@
+"""What README.md and CONTRIBUTING.md say is what the code does."""
+
+import contextlib
+import io
+import json
+import re
+import runpy
+from pathlib import Path
+
+import minilora as ml
+from minilora.experiments import check
+from minilora.experiments.report import verdict_summary
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_the_example_prints_what_its_comments_say(tmp_path, monkeypatch):
+    (example,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path("example.py")
+    promised = [line.removeprefix("# ") for line in example.split("\n") if line.startswith("# ")]
+    assert printed.getvalue().split("\n")[:-1] == promised
+    assert {path.name for path in Path("my-adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_there_are_two_commands_and_the_second_one_is_what_ci_runs():
+    commands = [line for block in blocks("sh") for line in block.strip().split("\n")]
+    assert len(commands) == 2
+    pattern = re.search(r"grep -m 1 -E '(.*)' README.md", (ROOT / ".ci" / "run").read_text()).group(1)
+    assert [command for command in commands if re.fullmatch(pattern.strip("^$"), command)] == commands[1:]
+
+
+def test_the_verdicts_are_those_of_the_committed_claims():
+    rows = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    shown = README.split("<!-- verdicts -->\n")[1].split("<!-- /verdicts -->")[0]
+    assert shown == verdict_summary(rows)
+
+
+def test_the_sample_output_is_that_of_the_committed_quick_run():
+    rows = json.loads((ROOT / "figures" / "quick" / "claims.json").read_text(encoding="utf-8"))
+    (shown,) = blocks("text")
+    for row in rows:
+        line = next(
+            one for one in shown.split("\n") if one.startswith(f"{row['id']:6}{row['study']:14}{row['verdict']}")
+        )
+        assert row["statement"][:20] in line
+
+
+def test_the_base_is_as_described():
+    base = ml.load_base()
+    n_parameters = ml.count_parameters(base.params, None).total
+    stated = json.loads((ROOT / "minilora" / "data" / "base" / "surnames" / "config.json").read_text())
+    assert f"scores\n{stated['validation_loss']:.3f} nats" in README
+    assert f"{round(n_parameters, -3):,}" == "27,000"
+    assert README.count("27,000") == 2
+
+
+def test_the_tolerances_between_machines_are_as_described():
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert f"losses agree to {check.MEAN_TOLERANCE:g} nats on average" in text
+    assert f"by more than {check.EFFECT_TOLERANCE:g} half-widths of its interval" in text
+
+
+def test_every_linked_file_is_there():
+    for page in ("README.md", "CONTRIBUTING.md", "figures/CLAIMS.md"):
+        folder = (ROOT / page).parent
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+            assert (folder / target).exists(), f"{page} links {target}"
