@@ -6,6 +6,7 @@ base's fingerprint, an init that PEFT does not know) is in the metadata of the s
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import safetensors
 import safetensors.numpy
 
 from minilora.checks import check_fields, nearest
-from minilora.files import read_json, replace_file, to_json
-from minilora.lora import Adapter, LoraConfig, bias_paths, check_base, select_modules
-from minilora.model import Model, ModelConfig, Params, init_params
+from minilora.files import from_json, read_json, replace_file, to_json
+from minilora.lora import Adapter, LoraConfig, check_base, check_shapes
+from minilora.model import Model, ModelConfig, Params, param_shapes
 from minilora.trees import fingerprint, leaves, nested
 
 PREFIX = "base_model.model."  # of every name in a PEFT adapter file
@@ -39,7 +40,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "arrow_config": (None,),
     "corda_config": (None,),
     "eva_config": (None,),
+    "kasa_config": (None,),
     "loftq_config": (None, {}),
+    "monteclora_config": (None,),
     "lora_ga_config": (None,),
     "velora_config": (None,),
     "use_bdlora": (None, False),
@@ -75,39 +78,53 @@ def load_model(folder: str | Path) -> Model:
     missing = [name for name in (*names, "fingerprint") if name not in description]
     if missing:
         raise ValueError(f"{folder / 'config.json'}: lacks {', '.join(missing)}")
-    config = ModelConfig(**{name: description[name] for name in names})
-    arrays, _ = _read(folder / "model.safetensors")
-    expected = leaves(init_params(config, np.random.default_rng(0)))
-    _check_arrays(folder / "model.safetensors", arrays, {path: array.shape for path, array in expected.items()})
-    params = nested({path: arrays[path] for path in expected})
+    try:
+        config = ModelConfig(**{name: description[name] for name in names})
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    path = folder / "model.safetensors"
+    arrays, _ = _read(path)
+    if config.n_layers > len(arrays):
+        raise ValueError(f"{path}: got {len(arrays)} arrays, takes those of {config.n_layers} layers")
+    shapes = param_shapes(config)
+    check_shapes(str(path), arrays, shapes)
+    params = nested({name: arrays[name] for name in shapes})
     if fingerprint(params) != description["fingerprint"]:
         raise ValueError(f"{folder}: the arrays are not those whose fingerprint config.json states")
+    if any(array.dtype != config.dtype for array in arrays.values()):
+        raise ValueError(f"{path}: got another dtype, takes {config.dtype} as config.json states")
     return Model(config, params)
 
 
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Write a PEFT adapter folder. Factors are stored as they are; the scaling is in the config."""
+    """Write a PEFT adapter folder. Factors are stored as they are; the scaling follows from the config.
+
+    PEFT knows neither negative layers nor layers together with a pattern of targets, nor all of our inits: there
+    `adapter_config.json` lists the adapted modules, which comes to the same. Our own config is in the metadata.
+    """
     folder = Path(folder)
-    config = adapter.config
-    stated = {name: list(v) if isinstance(v, tuple | set) else v for name, v in vars(config).items()}
-    stated["rank_pattern"], stated["alpha_pattern"] = dict(config.rank_pattern), dict(config.alpha_pattern)
-    if config.init_lora_weights not in PEFT_INITS:
-        stated["init_lora_weights"] = True
     metadata = {
         "format": "pt",
         "minilora.base": adapter.base,
-        "minilora.init_lora_weights": json.dumps(config.init_lora_weights),
+        "minilora.config": json.dumps(dataclasses.asdict(adapter.config)),
     }
-    names = {PREFIX + (f"{name}.weight" if ".lora_" in name else _bias_key(adapter, name)): array
-             for name, array in adapter.arrays().items()}  # fmt: skip
+    names = {
+        PREFIX + (f"{name}.weight" if ".lora_" in name else _bias_key(adapter, name)): array
+        for name, array in adapter.arrays().items()
+    }
+    described = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True}
     replace_file(folder / "adapter_model.safetensors", _to_bytes(names, metadata))
-    described = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-    }
-    replace_file(folder / "adapter_config.json", to_json(described | stated))
+    replace_file(folder / "adapter_config.json", to_json(described | _as_peft(adapter.config, list(adapter.factors))))
+
+
+def _as_peft(config: LoraConfig, adapted: list[str]) -> dict[str, Any]:
+    """The config in PEFT's words."""
+    stated = dataclasses.asdict(config)
+    if config.layers_to_transform is not None:
+        stated |= {"target_modules": sorted(adapted), "exclude_modules": None, "layers_to_transform": None}
+    if config.init_lora_weights not in PEFT_INITS:
+        stated["init_lora_weights"] = True
+    return stated
 
 
 def _bias_key(adapter: Adapter, name: str) -> str:
@@ -127,24 +144,32 @@ def load_adapter(folder: str | Path, params: Params | None = None) -> Adapter:
     config = _lora_config(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
     arrays, metadata = _read(path)
-    if "minilora.init_lora_weights" in metadata:
-        init = _metadata_value(path, metadata, "minilora.init_lora_weights")
-        config = dataclasses.replace(config, init_lora_weights=init)
     adapter = _assemble(path, config, arrays, metadata.get("minilora.base", ""))
+    if "minilora.config" in metadata:
+        own = _own_config(path, metadata["minilora.config"])
+        if LoraConfig(**_as_peft(own, list(adapter.factors))) != config:
+            raise ValueError(f"{path}: adapter_config.json is not the one it was saved with")
+        adapter = dataclasses.replace(adapter, config=own)
     if params is None:
         return adapter
     if not adapter.base:  # made by PEFT: it belongs to the base it is loaded onto, if all shapes fit
         adapter = dataclasses.replace(adapter, base=fingerprint(params))
-    check_base(params, adapter)
-    _check_arrays(path, adapter.arrays(), _expected_shapes(params, config))
+    try:
+        check_base(params, adapter)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return adapter
 
 
-def _metadata_value(path: Path, metadata: dict[str, str], name: str) -> Any:
+def _own_config(path: Path, text: str) -> LoraConfig:
     try:
-        return json.loads(metadata[name])
-    except json.JSONDecodeError:
-        raise ValueError(f"{path}: metadata {name}: got {metadata[name]!r}, takes JSON") from None
+        stated = from_json(text)
+        if not isinstance(stated, dict):
+            raise ValueError(f"got {stated!r}, takes an object")
+        check_fields(LoraConfig, stated, "minilora.config")
+        return LoraConfig(**stated)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: metadata minilora.config: {error}") from None
 
 
 def _lora_config(path: Path) -> LoraConfig:
@@ -198,28 +223,7 @@ def _assemble(path: Path, config: LoraConfig, arrays: dict[str, np.ndarray], bas
 
 def _natural(key: str) -> list[Any]:
     """Layer 10 after layer 9."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in key.split(".")]
-
-
-def _expected_shapes(params: Params, config: LoraConfig) -> dict[str, tuple[int, ...]]:
-    flat = leaves(params)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in select_modules(params, config):
-        n_out, n_in = flat[f"{path}.weight"].shape
-        r = config.rank_of(path)
-        shapes |= {f"{path}.lora_A": (r, n_in), f"{path}.lora_B": (n_out, r)}
-    return shapes | {f"{path}.bias": flat[f"{path}.bias"].shape for path in bias_paths(params, config)}
-
-
-def _check_arrays(path: Path, found: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(
-            f"{path}: lacks {', '.join(missing) or 'nothing'}; has unexpected {', '.join(extra) or 'nothing'}"
-        )
-    for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise ValueError(f"{path}: {name}: got shape {found[name].shape}, takes {shape}")
+    return [(0, int(part), "") if re.fullmatch("[0-9]{1,9}", part) else (1, 0, part) for part in key.split(".")]
 
 
 def _to_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
@@ -235,7 +239,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safetensors.safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     for name, array in arrays.items():
         if array.dtype not in (np.float32, np.float64):

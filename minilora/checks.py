@@ -6,25 +6,39 @@ ValueError: r: got 0, takes an integer of at least 1
 """
 
 import difflib
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 
-def check_integer(name: str, value: Any, at_least: int | None = None) -> None:
-    """An integer (NumPy's count, bool does not), optionally bounded from below."""
-    is_integer = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not is_integer or (at_least is not None and value < at_least):
+
+def check_integer(name: str, value: Any, at_least: int | None = None) -> int:
+    """The value as a Python int: an integer (NumPy's count, bool does not), optionally bounded from below."""
+    number = value.item() if isinstance(value, np.generic) else value
+    is_integer = isinstance(number, int) and not isinstance(number, bool)
+    if not is_integer or (at_least is not None and number < at_least):
         bound = "" if at_least is None else f" of at least {at_least}"
         raise ValueError(f"{name}: got {value!r}, takes an integer{bound}")
+    return number
 
 
-def check_number(name: str, value: Any, takes: str, accept) -> None:
-    """A finite number for which `accept(value)` holds; `takes` says that in words."""
-    is_number = hasattr(value, "__float__") and not isinstance(value, bool | str)
-    if not is_number or not math.isfinite(value) or not accept(value):
+def check_number(name: str, value: Any, takes: str, accept: Callable[[float], bool]) -> float:
+    """The value as a Python number, finite and such that `accept(value)` holds; `takes` says that in words.
+
+    A NumPy number would turn float32 arithmetic into float64.
+    """
+    number = value.item() if isinstance(value, np.generic) else value
+    is_number = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e308
+    if not is_number or not accept(number):
         raise ValueError(f"{name}: got {value!r}, takes {takes}")
+    return number
+
+
+def normalize(instance: Any, **values: Any) -> None:
+    """Set fields of a frozen dataclass while it is being made, to what its checks returned."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
 
 
 def check_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:

@@ -31,9 +31,33 @@ def to_json(value: Any) -> str:
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """A JSON object from a file; ValueError that names the file if it is anything else."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
+        value = from_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: got a JSON {type(value).__name__}, takes an object")
     return value
+
+
+def from_json(text: str) -> Any:
+    """The value of a JSON text; ValueError if it is not valid, too deep, or has NaN or infinities."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """OSError unless the folder, or the nearest one above it that exists, takes new files. Makes no folder."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write to {folder} ({error.strerror})") from None

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minilora.checks import check_integer, check_number
-from minilora.data.names import BOUNDARY, decode
+from minilora.data.names import BOUNDARY, N_TOKENS, decode
 from minilora.lora import Adapter, check_base
 from minilora.model import Model, forward
 from minilora.train import one_blas_thread
@@ -22,8 +22,13 @@ def sample_names(
     """
     check_integer("n", n, at_least=0)
     check_number("temperature", temperature, "a finite number of at least 0", lambda value: value >= 0)
+    if model.config.vocab_size != N_TOKENS:
+        takes = f"{N_TOKENS}, the boundary and the letters a-z"
+        raise ValueError(f"model: got vocab_size = {model.config.vocab_size}, takes {takes}")
     if adapter is not None:
         check_base(model.params, adapter)
+    if n == 0:
+        return []
     return decode(sample_tokens(model, n, rng, adapter, temperature))
 
 
@@ -45,5 +50,6 @@ def _choose(logits: np.ndarray, uniform: np.ndarray, temperature: float) -> np.n
     """One letter a row: the first whose cumulative probability passes a uniform number."""
     if temperature == 0:
         return logits.argmax(-1)
-    weights = np.exp((logits - logits.max(-1, keepdims=True)) / temperature).cumsum(-1)
+    with np.errstate(over="ignore"):  # towards temperature 0 all but the likeliest go to exp(-inf) = 0
+        weights = np.exp((logits - logits.max(-1, keepdims=True)) / temperature).cumsum(-1)
     return (weights < uniform[:, None] * weights[:, -1:]).sum(-1)

@@ -8,13 +8,13 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from minilora.checks import check_integer, check_number, check_one_of
+from minilora.checks import check_integer, check_number, check_one_of, normalize
 from minilora.model import LINEAR, Params
 from minilora.trees import fingerprint, leaves, nested
 
@@ -53,52 +53,29 @@ class LoraConfig:
     use_rslora: bool = False  # scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732)
 
     def __post_init__(self):
-        ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self._mapping("rank_pattern")}
-        alphas = {"lora_alpha": self.lora_alpha}
-        alphas |= {f"alpha_pattern[{key!r}]": alpha for key, alpha in self._mapping("alpha_pattern")}
-        for name, r in ranks.items():
-            check_integer(name, r, at_least=1)
-        for name, alpha in alphas.items():
-            check_number(name, alpha, "a finite number above 0", lambda value: value > 0)
-        check_number("lora_dropout", self.lora_dropout, "a number in [0, 1)", lambda value: 0 <= value < 1)
+        normalize(  # to plain Python values, so that equal configs are equal, and stay as they are
+            self,
+            r=_check_rank("r", self.r),
+            rank_pattern=_check_patterns("rank_pattern", self.rank_pattern, _check_rank),
+            lora_alpha=_check_alpha("lora_alpha", self.lora_alpha),
+            alpha_pattern=_check_patterns("alpha_pattern", self.alpha_pattern, _check_alpha),
+            lora_dropout=check_number("lora_dropout", self.lora_dropout, "a number in [0, 1)", lambda p: 0 <= p < 1),
+            target_modules=_check_names("target_modules", self.target_modules),
+            exclude_modules=_check_names("exclude_modules", self.exclude_modules, or_none=True),
+            layers_to_transform=_check_layers(self.layers_to_transform),
+        )
         check_one_of("bias", self.bias, BIAS_MODES)
         check_one_of("init_lora_weights", self.init_lora_weights, INITS)
         check_one_of("use_rslora", self.use_rslora, (True, False))
         if self.init_lora_weights == "orthogonal":
+            ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}
             for name, r in ranks.items():
                 check_number(name, r, 'an even number with init_lora_weights="orthogonal"', lambda r: r % 2 == 0)
-        self._check_names("target_modules", self.target_modules)
-        if self.exclude_modules is not None:
-            self._check_names("exclude_modules", self.exclude_modules)
-        for layer in self.layers() or ():
-            check_integer("layers_to_transform", layer)
-        for name in ("target_modules", "exclude_modules", "layers_to_transform"):
-            if isinstance(getattr(self, name), list | set):  # so that equal configs are equal, and stay as they are
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.layers() == ():
-            raise ValueError("layers_to_transform: got an empty list, takes None for every layer, an index, or a list")
-
-    def _mapping(self, name: str):
-        value = getattr(self, name)
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name}: got {value!r}, takes a dict from a module's name or pattern to a number")
-        for key in value:
-            _compile(name, key)
-        return value.items()
-
-    @staticmethod
-    def _check_names(name: str, value: Any) -> None:
-        if isinstance(value, str):
-            _compile(name, value)
-        elif not isinstance(value, list | tuple | set) or not value or not all(isinstance(one, str) for one in value):
-            raise ValueError(f"{name}: got {value!r}, takes a list of names, a regular expression, or 'all-linear'")
 
     def layers(self) -> tuple[int, ...] | None:
         """`layers_to_transform` as a tuple."""
         layers = self.layers_to_transform
-        if layers is None:
-            return None
-        return tuple(layers) if isinstance(layers, list | tuple | set) else (layers,)  # type: ignore[return-value]
+        return (layers,) if isinstance(layers, int) else layers  # type: ignore[return-value]
 
     def rank_of(self, path: str) -> int:
         """r of the module at that path."""
@@ -190,7 +167,12 @@ def _matching(paths: Sequence[str], name: str, wanted: str | Sequence[str]) -> s
 
 def _pattern_for(path: str, patterns: Mapping[str, Any]) -> str | None:
     """The first key that matches the path's end after a dot (or the whole path), as in PEFT."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), None)
+    return next((key for key in patterns if re.match(_suffix(key), path)), None)
+
+
+def _suffix(pattern: Any) -> str:
+    """A regular expression for paths that end in the pattern, after a dot or as a whole."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def _first_match(path: str, patterns: Mapping[str, Any], otherwise: Any) -> Any:
@@ -198,11 +180,51 @@ def _first_match(path: str, patterns: Mapping[str, Any], otherwise: Any) -> Any:
     return otherwise if key is None else patterns[key]
 
 
-def _compile(name: str, pattern: Any) -> None:
+def _check_rank(name: str, value: Any) -> int:
+    return check_integer(name, value, at_least=1)
+
+
+def _check_alpha(name: str, value: Any) -> float:
+    return check_number(name, value, "a finite number above 0", lambda alpha: alpha > 0)
+
+
+def _check_layers(layers: Any) -> int | tuple[int, ...] | None:
+    if layers is None:
+        return None
+    if not isinstance(layers, list | tuple | set | np.ndarray):
+        return check_integer("layers_to_transform", layers)
+    if len(layers) == 0:
+        raise ValueError("layers_to_transform: got an empty list, takes None for every layer, an index, or a list")
+    return tuple(check_integer("layers_to_transform", layer) for layer in layers)
+
+
+def _check_names(name: str, value: Any, or_none: bool = False) -> str | tuple[str, ...] | None:
+    if value is None and or_none:
+        return None
+    if isinstance(value, str):
+        _compile(name, value, value)
+        return value
+    if not isinstance(value, list | tuple | set) or not value or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{name}: got {value!r}, takes a list of names, a regular expression, or 'all-linear'")
+    return tuple(value)
+
+
+def _check_patterns(name: str, patterns: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:
+    if not isinstance(patterns, Mapping):
+        raise ValueError(f"{name}: got {patterns!r}, takes a dict from a module's name or pattern to a number")
+    for key in patterns:
+        _compile(name, key, _suffix(key))
+    return {key: check(f"{name}[{key!r}]", value) for key, value in patterns.items()}
+
+
+def _compile(name: str, given: Any, pattern: str) -> None:
     try:
+        if not isinstance(given, str):
+            raise TypeError("not a string")
+        re.compile(given)
         re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{name}: got {pattern!r}, takes a regular expression ({error})") from None
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name}: got {given!r}, takes a regular expression ({error})") from None
 
 
 def init_adapter(params: Params, config: LoraConfig, rng: np.random.Generator) -> Adapter:
@@ -309,13 +331,39 @@ def weight_changes(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 def check_base(params: Params, adapter: Adapter) -> None:
-    """ValueError unless the adapter was made for exactly these parameters."""
+    """ValueError unless the adapter was made for exactly these parameters, and has all that its config calls for."""
+    if not adapter.base:
+        raise ValueError(
+            "adapter: has no fingerprint of its base (PEFT stores none): load it with load_adapter(folder, params)"
+        )
     found = fingerprint(params)
     if found != adapter.base:
         raise ValueError(
             f"adapter: made for the base with fingerprint {adapter.base[:12]}, got parameters with {found[:12]} "
             "(another base, another dtype, or an adapter merged into it already)"
         )
+    check_shapes("adapter", adapter.arrays(), adapter_shapes(params, adapter.config))
+
+
+def adapter_shapes(params: Params, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that trains under a config, keyed as in `Adapter.arrays`."""
+    modules = module_table(params)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in select_modules(params, config):
+        (n_out, n_in), r = modules[path]["weight"].shape, config.rank_of(path)
+        shapes |= {f"{path}.lora_A": (r, n_in), f"{path}.lora_B": (n_out, r)}
+    return shapes | {f"{path}.bias": modules[path]["bias"].shape for path in bias_paths(params, config)}
+
+
+def check_shapes(name: str, found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError unless there are exactly the expected arrays, each in its shape."""
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        lacks, has = ", ".join(missing) or "nothing", ", ".join(extra) or "nothing"
+        raise ValueError(f"{name}: lacks {lacks}; has unexpected {has}")
+    for path, shape in expected.items():
+        if found[path].shape != shape:
+            raise ValueError(f"{name}: {path}: got shape {found[path].shape}, takes {shape}")
 
 
 @dataclass(frozen=True)

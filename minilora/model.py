@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from minilora import ops
-from minilora.checks import check_integer, check_one_of
+from minilora.checks import check_integer, check_one_of, normalize
+from minilora.trees import nested
 
 Params = dict[str, Any]
 
@@ -39,7 +40,7 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "context_length", "d_model", "n_heads", "n_layers", "d_ff"):
-            check_integer(name, getattr(self, name), at_least=1)
+            normalize(self, **{name: check_integer(name, getattr(self, name), at_least=1)})
         check_one_of("dtype", self.dtype, ("float32", "float64"))
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads: got {self.n_heads}, takes a divisor of d_model = {self.d_model}")
@@ -53,47 +54,45 @@ class Model:
     params: Params
 
 
-def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(out, in) of each linear module of a block."""
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its dotted path; linear weights are (out, in)."""
     d, d_ff = config.d_model, config.d_ff
-    return {name: (d, d) for name in ATTENTION} | {"up_proj": (d_ff, d), "down_proj": (d, d_ff)}
+    linear = {name: (d, d) for name in ATTENTION} | {"up_proj": (d_ff, d), "down_proj": (d, d_ff)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (config.vocab_size, d),
+        "embed_positions.weight": (config.context_length, d),
+    }
+    for i in range(config.n_layers):
+        shapes |= {f"layers.{i}.input_layernorm.weight": (d,), f"layers.{i}.input_layernorm.bias": (d,)}
+        for name, shape in linear.items():
+            shapes |= {f"layers.{i}.{name}.weight": shape, f"layers.{i}.{name}.bias": shape[:1]}
+        shapes |= {f"layers.{i}.post_attention_layernorm.{one}": (d,) for one in ("weight", "bias")}
+    return shapes | {"norm.weight": (d,), "norm.bias": (d,)}
 
 
 def init_params(config: ModelConfig, rng: np.random.Generator) -> Params:
     """Fresh parameters: weights normal with deviation 1 / sqrt(in), biases zero, layer norms the identity.
 
     What writes to the residual stream (o_proj, down_proj) starts smaller by sqrt(2 n_layers), so that the sum over
-    blocks keeps its scale (GPT-2, Radford et al. 2019, section 2.3).
+    blocks keeps its scale (GPT-2, Radford et al. 2019, section 2.3). Embeddings have deviation 0.1.
 
     >>> params = init_params(ModelConfig(), np.random.default_rng(0))
     >>> params["layers"][0]["up_proj"]["weight"].shape
     (128, 32)
     """
-    dtype = np.dtype(config.dtype)
 
-    def normal(deviation, shape):
-        return (deviation * rng.standard_normal(shape)).astype(dtype)
+    def start(path, shape):
+        module, name = path.split(".")[-2:]
+        if name == "bias":
+            return np.zeros(shape)
+        if module.startswith("embed"):
+            return 0.1 * rng.standard_normal(shape)
+        if module.endswith("norm"):
+            return np.ones(shape)
+        onto_residual = (2 * config.n_layers) ** -0.5 if module in ("o_proj", "down_proj") else 1.0
+        return onto_residual * shape[1] ** -0.5 * rng.standard_normal(shape)
 
-    def norm():
-        return {"weight": np.ones(config.d_model, dtype), "bias": np.zeros(config.d_model, dtype)}
-
-    def linear(name, n_out, n_in):
-        onto_residual = (2 * config.n_layers) ** -0.5 if name in ("o_proj", "down_proj") else 1.0
-        return {
-            "weight": normal(onto_residual * n_in**-0.5, (n_out, n_in)),
-            "bias": np.zeros(n_out, dtype),
-        }
-
-    def layer():
-        modules = {name: linear(name, *shape) for name, shape in linear_shapes(config).items()}
-        return {"input_layernorm": norm(), **modules, "post_attention_layernorm": norm()}
-
-    return {
-        "embed_tokens": {"weight": normal(0.1, (config.vocab_size, config.d_model))},
-        "embed_positions": {"weight": normal(0.1, (config.context_length, config.d_model))},
-        "layers": [layer() for _ in range(config.n_layers)],
-        "norm": norm(),
-    }
+    return nested({path: start(path, shape).astype(config.dtype) for path, shape in param_shapes(config).items()})
 
 
 def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=None):
@@ -143,16 +142,17 @@ def _project(layer, name, path, x, adapter, rng):
     return ops.lora_linear(x, module["weight"], bias, factors["lora_A"], factors["lora_B"], scaling, mask)
 
 
-def check_tokens(tokens, config: ModelConfig) -> np.ndarray:
+def check_tokens(tokens, config: ModelConfig, name: str = "tokens") -> np.ndarray:
     """Tokens as an integer array, or ValueError."""
     tokens = np.asarray(tokens)
-    if tokens.dtype.kind not in "iu" or tokens.ndim == 0:
-        raise ValueError(f"tokens: got {tokens.dtype} of shape {tokens.shape}, takes an integer array (..., tokens)")
+    if tokens.dtype.kind not in "iu" or tokens.ndim == 0 or tokens.size == 0:
+        takes = "an integer array (..., tokens) that is not empty"
+        raise ValueError(f"{name}: got {tokens.dtype} of shape {tokens.shape}, takes {takes}")
     if tokens.shape[-1] > config.context_length:
-        raise ValueError(
-            f"tokens: got {tokens.shape[-1]} in a row, takes at most context_length = {config.context_length}"
-        )
-    if tokens.size and not (tokens.min() >= 0 and tokens.max() < config.vocab_size):
+        at_most = f"context_length = {config.context_length}"
+        raise ValueError(f"{name}: got {tokens.shape[-1]} in a row, takes at most {at_most}")
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         bad = tokens[(tokens < 0) | (tokens >= config.vocab_size)][0]
-        raise ValueError(f"tokens: got {bad}, takes 0 ... {config.vocab_size - 1} (vocab_size = {config.vocab_size})")
+        takes = f"0 ... {config.vocab_size - 1} (vocab_size = {config.vocab_size})"
+        raise ValueError(f"{name}: got {bad}, takes {takes}")
     return tokens

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minilora.checks import check_number
+from minilora.checks import check_number, normalize
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -42,13 +42,13 @@ class AdamW:
     weight_decay: float = 0.01
 
     def __post_init__(self):
-        check_number("learning_rate", self.learning_rate, "a finite number of at least 0", lambda x: x >= 0)
-        check_number("eps", self.eps, "a finite number of at least 0", lambda x: x >= 0)
-        check_number("weight_decay", self.weight_decay, "a finite number of at least 0", lambda x: x >= 0)
+        for name in ("learning_rate", "eps", "weight_decay"):
+            checked = check_number(name, getattr(self, name), "a finite number of at least 0", lambda x: x >= 0)
+            normalize(self, **{name: checked})
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas!r}, takes two numbers in [0, 1)")
-        for beta in self.betas:
-            check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
+        betas = tuple(check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1) for beta in self.betas)
+        normalize(self, betas=betas)
 
     def init(self, parameters: np.ndarray) -> AdamWState:
         """The state before the first step."""
@@ -62,14 +62,15 @@ class AdamW:
         learning_rate: float | None = None,
     ) -> tuple[np.ndarray, AdamWState]:
         """New parameters and state; nothing is written to. A schedule passes its own `learning_rate`."""
-        lr = self.learning_rate if learning_rate is None else learning_rate
+        lr = self.learning_rate if learning_rate is None else float(learning_rate)
         b1, b2 = self.betas
         step = state.step + 1
         first = b1 * state.first + (1 - b1) * gradient
         second = b2 * state.second + (1 - b2) * gradient * gradient
         deviation = np.sqrt(second) / math.sqrt(1 - b2**step) + self.eps
+        direction = np.divide(first, deviation, out=np.zeros_like(first), where=deviation > 0)  # 0/0 is 0 at eps = 0
         decayed = (1 - lr * self.weight_decay) * parameters
-        return decayed - (lr / (1 - b1**step)) * first / deviation, AdamWState(step, first, second)
+        return decayed - (lr / (1 - b1**step)) * direction, AdamWState(step, first, second)
 
 
 def scheduled(schedule: str, peak: float, step: int, n_steps: int, warmup_steps: int = 0) -> float:

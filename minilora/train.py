@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from minilora import ops
 from minilora.autodiff import value_and_gradients
-from minilora.checks import check_integer, check_number, check_one_of
+from minilora.checks import check_integer, check_number, check_one_of, normalize
 from minilora.lora import Adapter, LoraConfig, check_base, init_adapter
 from minilora.model import Model, ModelConfig, check_tokens, forward
 from minilora.optim import SCHEDULES, AdamW, scheduled
@@ -64,15 +64,14 @@ class TrainConfig:
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps, epochs: got {self.steps} and {self.epochs}, takes exactly one of them")
-        for name in ("steps", "epochs", "evaluation_size", "patience"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), at_least=1)
-        check_integer("batch_size", self.batch_size, at_least=1)
-        check_integer("evaluate_every", self.evaluate_every, at_least=1)
-        check_integer("warmup_steps", self.warmup_steps, at_least=0)
-        check_number("learning_rate", self.learning_rate, "a finite number above 0", lambda x: x > 0)
+        for name in ("steps", "epochs", "evaluation_size", "patience", "batch_size", "evaluate_every"):
+            if getattr(self, name) is not None or name in ("batch_size", "evaluate_every"):
+                normalize(self, **{name: check_integer(name, getattr(self, name), at_least=1)})
+        rate = check_number("learning_rate", self.learning_rate, "a finite number above 0", lambda x: x > 0)
+        normalize(self, warmup_steps=check_integer("warmup_steps", self.warmup_steps, at_least=0), learning_rate=rate)
         check_one_of("schedule", self.schedule, SCHEDULES)
-        self.optimizer()
+        adamw = self.optimizer()
+        normalize(self, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay)
 
     def optimizer(self) -> AdamW:
         """The AdamW that these settings describe."""
@@ -116,8 +115,11 @@ class DivergedError(FloatingPointError):
     """The loss is no longer a finite number. `step` says when, `measured` holds the evaluations until then."""
 
     def __init__(self, step: int, settings: str, measured: list[tuple[int, float, float]]):
-        super().__init__(f"the loss is not finite at step {step}, with {settings}; a lower learning_rate may help")
-        self.step, self.measured = step, measured
+        super().__init__(step, settings, measured)
+        self.step, self.settings, self.measured = step, settings, measured
+
+    def __str__(self) -> str:
+        return f"the loss is not finite at step {self.step}, with {self.settings}; a lower learning_rate may help"
 
 
 @functools.cache
@@ -147,6 +149,7 @@ def fit(
     share a seed see the same batches whatever their LoraConfig. `watch(step, trained)` is called at each evaluation.
     Raises DivergedError where the loss stops being finite, ValueError for data that does not fit the model.
     """
+    check_integer("seed", seed, at_least=0)
     check_dataset("train", train, base.config)
     check_dataset("validation", validation, base.config)
     init_rng, order_rng, dropout_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
@@ -170,7 +173,7 @@ def fit(
             bar.update()
         else:
             recorder.should_stop(n_steps, trainable.at(vector))
-    return recorder.history()
+    return recorder.history(stopped_early=recorder.measured[-1][0] < n_steps)
 
 
 class Trainable:
@@ -263,21 +266,24 @@ def _mean_loss(model: Model, trained: Adapter | Model | None, batches: list[Data
 
 def check_dataset(name: str, dataset: Dataset, config: ModelConfig) -> None:
     """ValueError unless the sequences fit the model."""
-    if len(dataset.inputs) == 0:
+    inputs, targets = np.asarray(dataset.inputs), np.asarray(dataset.targets)
+    if len(inputs) == 0:
         raise ValueError(f"{name}: got no sequences, takes at least one")
-    check_tokens(dataset.inputs, config)
-    shape, targets = dataset.inputs.shape, np.asarray(dataset.targets)
-    if targets.shape == (*shape, config.vocab_size) and targets.dtype.kind == "f":
-        in_range = np.isfinite(targets).all() and targets.min() >= 0
-    elif targets.shape == shape and targets.dtype.kind in "iu":
-        in_range = targets.min() >= -1 and targets.max() < config.vocab_size
+    if inputs.ndim != 2:
+        raise ValueError(f"{name}: got inputs of shape {inputs.shape}, takes (sequences, tokens)")
+    check_tokens(inputs, config, f"{name}: tokens")
+    if targets.shape == (*inputs.shape, config.vocab_size) and targets.dtype.kind == "f":
+        totals = targets.sum(-1)
+        good = (targets >= 0).all() and (np.isclose(totals, 1, atol=1e-3) | (totals == 0)).all()
+        takes = "probabilities that sum to 1, or to 0 where there is nothing to predict"
+    elif targets.shape == inputs.shape and targets.dtype.kind in "iu":
+        good = targets.min() >= -1 and targets.max() < config.vocab_size
+        takes = f"-1 ... {config.vocab_size - 1}"
     else:
-        raise ValueError(
-            f"{name}: got targets of shape {targets.shape} and dtype {targets.dtype}, takes integers {shape} "
-            f"or probabilities {(*shape, config.vocab_size)}"
-        )
-    if not in_range:
-        raise ValueError(f"{name}: targets outside their range, takes -1 ... {config.vocab_size - 1} or probabilities")
+        shapes = f"integers {inputs.shape} or probabilities {(*inputs.shape, config.vocab_size)}"
+        raise ValueError(f"{name}: got targets of shape {targets.shape} and dtype {targets.dtype}, takes {shapes}")
+    if not good:
+        raise ValueError(f"{name}: got targets outside their range, takes {takes}")
     if not _counted(targets).any():
         raise ValueError(f"{name}: got nothing to predict, takes at least one target")
 
@@ -289,10 +295,13 @@ class _Recorder:
         self.base, self.patience, self.watch, self.settings = base, config.patience, watch, settings
         self.train = evaluation_batches(train, config.evaluation_size)
         self.validation = evaluation_batches(validation, config.evaluation_size)
+        for batches in (self.train, self.validation):
+            if not any(_counted(batch.targets).any() for batch in batches):
+                raise ValueError(f"evaluation_size: got {config.evaluation_size}, which leaves nothing to predict")
         self.measured: list[tuple[int, float, float]] = []
         self.best: Any = None
         self.final: Any = None
-        self.since_best, self.stopped = 0, False
+        self.since_best = 0
 
     def should_stop(self, step: int, trained) -> bool:
         train_loss = _mean_loss(self.base, trained, self.train)
@@ -308,9 +317,8 @@ class _Recorder:
             self.since_best += 1
         if self.watch is not None:
             self.watch(step, trained)
-        self.stopped = self.patience is not None and self.since_best >= self.patience
-        return self.stopped
+        return self.patience is not None and self.since_best >= self.patience
 
-    def history(self) -> History:
+    def history(self, stopped_early: bool) -> History:
         steps, train_loss, validation_loss = zip(*self.measured, strict=True)
-        return History(steps, train_loss, validation_loss, self.best_step, self.best, self.final, self.stopped)
+        return History(steps, train_loss, validation_loss, self.best_step, self.best, self.final, stopped_early)

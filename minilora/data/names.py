@@ -10,6 +10,7 @@ from minilora.checks import check_integer, check_one_of, nearest
 from minilora.train import Dataset
 
 BOUNDARY = 0  # begins and ends every name; the letters a-z are 1 ... 26
+N_TOKENS = 27
 CONTEXT = 16  # tokens; the longest shipped name has 13 letters
 TABLES = {"surnames": "surnames.txt", "female": "female_first_names.txt", "male": "male_first_names.txt"}
 N_VALIDATION = 1500  # names held out of a first-name table
@@ -33,11 +34,13 @@ def encode(names: Iterable[str], context_length: int = CONTEXT) -> Dataset:
     >>> encode(["ab"], context_length=4)
     Dataset(inputs=array([[0, 1, 2, 0]]), targets=array([[ 1,  2,  0, -1]]))
     """
+    if isinstance(names, str | bytes):
+        raise ValueError(f"names: got {names!r}, takes a list of names")
     names = list(names)
     inputs = np.zeros((len(names), context_length), dtype=int)
     targets = np.full((len(names), context_length), -1)
     for row, name in enumerate(names):
-        if not name or not (name.isascii() and name.isalpha() and name.islower()):
+        if not isinstance(name, str) or not (name.isascii() and name.isalpha() and name.islower()):
             raise ValueError(f"names: got {name!r}, takes names of the letters a-z")
         if len(name) >= context_length:
             raise ValueError(f"names: got {name!r}, takes at most {context_length - 1} letters")
@@ -67,6 +70,7 @@ def names_task(table: str, n_train: int | None, seed: int) -> tuple[Dataset, Dat
     (200, 1500)
     """
     check_one_of("table", table, ("female", "male"))
+    check_integer("seed", seed, at_least=0)
     names = np.array(load_names(table))
     n_validation = min(N_VALIDATION, len(names) // 2)
     if n_train is not None:

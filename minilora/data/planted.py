@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minilora.checks import check_integer
 from minilora.data.names import names_task
 from minilora.lora import LoraConfig, select_modules
 from minilora.model import Model, forward
@@ -36,6 +37,10 @@ def planted_task(base: Model, k: int, n_train: int, seed: int, targets=("q_proj"
     >>> task.train.targets.shape, task.validation.targets.shape
     ((50, 16), (1500, 16, 27))
     """
+    check_integer("seed", seed, at_least=0)
+    largest = min(base.config.d_model, base.config.d_ff)
+    if check_integer("k", k, at_least=1) > largest:
+        raise ValueError(f"k: got {k}, takes at most {largest}, the largest rank of a change in these modules")
     rng = np.random.default_rng(np.random.SeedSequence([seed, k]))
     teacher = Model(base.config, plant(base, k, rng, targets))
     train, validation = names_task("female", n_train, seed)

@@ -10,7 +10,9 @@ import time
 import numpy as np
 
 from minilora.checkpoint import save_model
+from minilora.checks import check_integer
 from minilora.data.names import surname_split
+from minilora.files import check_writable
 from minilora.model import Model, ModelConfig, init_params
 from minilora.train import Dataset, TrainConfig, evaluate, fit
 from minilora.trees import fingerprint
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     try:
+        check_integer("seed", options.seed, at_least=0)
+        check_integer("steps", options.steps, at_least=1)
+        check_writable(options.out)
         model, loss = pretrain(options.seed, options.steps)
         made_by = f"python -m minilora.data.pretrain --seed {options.seed} --steps {options.steps}"
         save_model(model, options.out, {"validation_loss": loss, "made_by": made_by})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minilora.checks import nearest
 from minilora.experiments.study import HEADLINE, N_SEEDS, Settings, Study, load_studies
+from minilora.files import check_writable
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"--check: {out} is not there: nothing to compare with")
         if not options.check:
             check_writable(out)
+    except OSError as error:
+        print(f"error: --out: {error.strerror}", file=sys.stderr)
+        return USAGE
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
@@ -94,16 +98,6 @@ def list_studies(studies: Sequence[Study], options: argparse.Namespace) -> int:
         claims = ", ".join(dict.fromkeys(claim.id for claim in study.claims))
         print(f"{study.name:14}{n_runs:5} runs  {claims:16}{study.question}")
     return DONE
-
-
-def check_writable(out: Path) -> None:
-    """UsageError unless files can be written to the folder."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out: cannot write to {out} ({error.strerror})") from None
 
 
 def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
