@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minilora.checks import check_integer, check_number, check_one_of, normalize
-from minilora.model import LINEAR, Params
+from minilora.model import Params, linear_paths
 from minilora.trees import fingerprint, leaves, nested
 
 BIAS_MODES = ("none", "all", "lora_only")
@@ -145,11 +145,6 @@ def select_modules(params: Params, config: LoraConfig) -> list[str]:
             if key not in used:
                 raise ValueError(f"{name}: {key!r} matches none of the adapted modules {', '.join(selected)}")
     return selected
-
-
-def linear_paths(params: Params) -> list[str]:
-    """Every module that LoRA can adapt; the tied head is not one, as it would change the embedding too."""
-    return [f"layers.{i}.{name}" for i in range(len(params["layers"])) for name in LINEAR]
 
 
 def _matching(paths: Sequence[str], name: str, wanted: str | Sequence[str]) -> set[str]:

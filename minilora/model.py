@@ -95,6 +95,11 @@ def init_params(config: ModelConfig, rng: np.random.Generator) -> Params:
     return nested({path: start(path, shape).astype(config.dtype) for path, shape in param_shapes(config).items()})
 
 
+def linear_paths(params: Params) -> list[str]:
+    """Every module that LoRA can adapt; the tied head is not one, as it would change the embedding too."""
+    return [f"layers.{i}.{name}" for i in range(len(params["layers"])) for name in LINEAR]
+
+
 def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=None):
     """Logits (..., T, V) for tokens (..., T); those at t depend on tokens 0 ... t alone.
 
@@ -103,6 +108,9 @@ def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=No
     Raises ValueError for tokens outside the vocabulary or longer than the context.
     """
     tokens = check_tokens(tokens, config)
+    if adapter is not None and not adapter.factors.keys() <= set(linear_paths(params)):
+        unknown = sorted(adapter.factors.keys() - set(linear_paths(params)))
+        raise ValueError(f"adapter: made for another model, has factors for {', '.join(unknown)}")
     x = ops.embed(tokens, params["embed_tokens"]["weight"], params["embed_positions"]["weight"])
     for i, layer in enumerate(params["layers"]):
         path = f"layers.{i}"
@@ -144,7 +152,10 @@ def _project(layer, name, path, x, adapter, rng):
 
 def check_tokens(tokens, config: ModelConfig, name: str = "tokens") -> np.ndarray:
     """Tokens as an integer array, or ValueError."""
-    tokens = np.asarray(tokens)
+    try:
+        tokens = np.asarray(tokens)
+    except ValueError:
+        raise ValueError(f"{name}: got rows of different lengths, takes an integer array (..., tokens)") from None
     if tokens.dtype.kind not in "iu" or tokens.ndim == 0 or tokens.size == 0:
         takes = "an integer array (..., tokens) that is not empty"
         raise ValueError(f"{name}: got {tokens.dtype} of shape {tokens.shape}, takes {takes}")

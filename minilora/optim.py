@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minilora.checks import check_number, normalize
+from minilora.checks import check_number, check_one_of, normalize
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -84,6 +84,7 @@ def scheduled(schedule: str, peak: float, step: int, n_steps: int, warmup_steps:
     >>> [scheduled("constant", 1.0, step, 4, warmup_steps=2) for step in range(4)]
     [0.5, 1.0, 1.0, 1.0]
     """
+    check_one_of("schedule", schedule, SCHEDULES)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(n_steps - warmup_steps, 1)

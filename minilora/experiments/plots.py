@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
+    "axes.titlepad": 15,
     "axes.titleweight": "bold",
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
@@ -79,28 +81,39 @@ def _place_labels(ax: Axes) -> None:
     height = ax.get_figure().get_figheight() * 72 * 0.72 / ax.get_subplotspec().get_gridspec().nrows  # points, about
     low, high = ax.transScale.transform([(1, y) for y in ax.get_ylim()])[:, 1]
     wanted = [(ax.transScale.transform((1, text.xy[1]))[1] - low) / (high - low) * height for text in labels]
-    bottom = -np.inf
-    for i in np.argsort(wanted, kind="stable"):
-        half = 6.5 * (1 + labels[i].get_text().count("\n"))
-        place = max(wanted[i], bottom + half)
-        labels[i].set_position((7, place - wanted[i]))
-        bottom = place + half
+    half = np.array([6.5 * (1 + text.get_text().count("\n")) for text in labels])
+    order = np.argsort(wanted, kind="stable")
+    place = np.array(wanted)
+    for _ in range(200):  # push neighbours that overlap apart, each by half of it
+        for lower, upper in pairwise(order):
+            overlap = half[lower] + half[upper] - (place[upper] - place[lower])
+            if overlap > 0:
+                place[lower] -= overlap / 2
+                place[upper] += overlap / 2
+        place = np.maximum(place, half)
+    for text, at, before in zip(labels, place, wanted, strict=True):
+        text.set_position((7, at - before))
 
 
-def level(ax: Axes, values: np.ndarray, label: str, color: str, *, above: bool = True, far: bool = True) -> None:
-    """A horizontal line at a mean over seeds, labelled on the left.
+def level(ax: Axes, values: np.ndarray, label: str, color: str, *, far: bool = True) -> None:
+    """A horizontal line at a mean over seeds, as long as the lines drawn before it, labelled at its right end.
 
     Far above what is drawn already it would flatten the rest: then a note on top replaces it, unless `far` is False.
     """
     mean = float(np.mean(values))
-    drawn = [y for one in ax.lines for y in np.atleast_1d(one.get_ydata())]
-    if far and drawn and mean - max(drawn) > 0.5 * (max(drawn) - min(drawn)):
-        ax.annotate(f"\N{UPWARDS ARROW} {label}: {mean:.2f}", (0.02, 0.98), xycoords="axes fraction",
-                    color=color, va="top", fontsize=9)  # fmt: skip
+    x, y = (np.concatenate([np.asarray(one, float) for one in data]) for data in zip(*_drawn(ax), strict=True))
+    if far and mean - max(y) > 0.5 * (max(y) - min(y)):
+        note = f"\N{UPWARDS ARROW} {label.replace(chr(10), ' ')}: {mean:.2f}"
+        ax.annotate(note, (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", color=color, fontsize=9)
         return
-    ax.axhline(mean, ls="--", color=color, lw=1.3, zorder=1)
-    ax.annotate(label, (0.01, mean), (0, 3 if above else -3), xycoords=ax.get_yaxis_transform(),
-                textcoords="offset points", color=color, va="bottom" if above else "top", fontsize=9)  # fmt: skip
+    ax.plot([min(x), max(x)], [mean, mean], ls="--", color=color, lw=1.3, zorder=1)
+    ax.annotate(label, (max(x), mean), (7, 0), textcoords="offset points", color=color, va="center", fontsize=9,
+                gid=END_LABEL)  # fmt: skip
+
+
+def _drawn(ax: Axes) -> list[tuple]:
+    """(x, y) of every line so far; a point at the origin where there is none."""
+    return [one.get_data() for one in ax.lines] or [([0.0], [0.0])]
 
 
 def by(runs: Runs, name: str, values: Sequence, metric: Metric, *, tuned: bool = False, **where) -> list[np.ndarray]:
@@ -114,9 +127,9 @@ def by(runs: Runs, name: str, values: Sequence, metric: Metric, *, tuned: bool =
 def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1.9) -> None:
     """A base-2 logarithmic x axis with these ticks, and room for labels at the right."""
     ax.set_xscale("log", base=2)
-    ax.set_xticks(list(values), [f"{value:g}" for value in values])
+    ax.set_xticks(list(values), [f"{value:g}" if value >= 1 else f"1/{1 / value:g}" for value in values])
     ax.set_xticks([], minor=True)
-    ax.set_xlim(min(values) / 1.2, max(values) * room**2)
+    ax.set_xlim(min(values) / 1.35, max(values) * room**2)
     ax.set_xlabel(label)
 
 
@@ -138,11 +151,11 @@ def _per_seed_any(runs: Runs, metric: Callable[[Run], float]) -> np.ndarray:
     return np.array([metric(first[seed]) for seed in sorted(first)])
 
 
-def names_table(ax: Axes, samples: Mapping[str, Sequence[str]], title: str, n: int = 9) -> None:
+def names_table(ax: Axes, samples: Mapping[str, Sequence[str]], title: str, n: int = 10) -> None:
     """Names that models write, as text: one column a model."""
     ax.axis("off")
     ax.set_title(title)
     for i, (label, written) in enumerate(samples.items()):
         x = i / len(samples)
-        ax.text(x, 0.97, label, transform=ax.transAxes, fontsize=9, fontweight="bold", va="top")
-        ax.text(x, 0.82, "\n".join(written[:n]), transform=ax.transAxes, fontsize=9, va="top", linespacing=1.5)
+        ax.text(x, 0.97, label, transform=ax.transAxes, fontsize=8, fontweight="bold", va="top")
+        ax.text(x, 0.84, "\n".join(written[:n]), transform=ax.transAxes, fontsize=9, va="top", linespacing=1.6)

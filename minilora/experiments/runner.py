@@ -95,7 +95,7 @@ def change_norm(trained: Adapter | model.Model) -> float:
         changes = weight_changes(trained)
     else:
         before, after = leaves(base().params), leaves(trained.params)
-        paths = [f"{path}.weight" for path in lora.linear_paths(base().params)]
+        paths = [f"{path}.weight" for path in model.linear_paths(base().params)]
         changes = {path: after[path].astype("float64") - before[path] for path in paths}
     return float(np.sqrt(sum(np.sum(change**2) for change in changes.values())))
 

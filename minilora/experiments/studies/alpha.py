@@ -110,7 +110,8 @@ CLAIMS = [
         smallest_effect=0.5,
         unit="half decades of learning rate",
         contrast=_steadier,
-        regime=REGIME,
+        regime=REGIME
+        + "; with alpha/r as the scale, LoRA Without Regret (2025) finds the best rate steady at a fixed alpha",
     ),
     Claim(
         id="A3",
@@ -137,7 +138,7 @@ def _draw_norms(ax, runs: Runs) -> None:
         ax.plot(ratios, [first * ratio / ratios[0] for ratio in ratios], color=plots.PREDICTION, lw=1, zorder=0)
     ax.set_yscale("log")
     plots.powers_of_two(ax, ratios, "alpha / r, at r = 8", room=2.6)
-    ax.set(title="A larger alpha goes further", ylabel="norm of the change (grey: in proportion to alpha)")
+    ax.set(title="A larger alpha goes further", ylabel="norm of the change\n(grey: in proportion to alpha)")
 
 
 def _draw_losses(ax, runs: Runs) -> None:
@@ -171,12 +172,12 @@ def _draw_losses(ax, runs: Runs) -> None:
                 color,
                 style=":",
             )
-    plots.level(ax, plots.start_of(trained), "base, not adapted", plots.BASE, above=False)
+    plots.level(ax, plots.start_of(trained), "base,\nnot adapted", plots.BASE)
     full = runs.where(method="full")
     if full:
-        plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning", plots.FULL, above=False)
+        plots.level(ax, full.tuned(lambda run: run.best), "full fine-\ntuning", plots.FULL)
     plots.powers_of_two(ax, ratios, "alpha / r, at r = 8", room=2.6)
-    ax.set(title="With its own rate, any alpha will do", ylabel="loss (nats per letter)")
+    ax.set(title="Tuned, any alpha will do", ylabel="loss (nats per letter)")
 
 
 def _draw_rates(ax, runs: Runs) -> None:
@@ -188,8 +189,8 @@ def _draw_rates(ax, runs: Runs) -> None:
         columns = [RATES[0] * 10 ** (_best_rate(runs, r, ratio_at[r]) / 2) for r in ranks]
         plots.line(ax, ranks, columns, label, color, style=style)
     ax.set_yscale("log")
-    plots.powers_of_two(ax, ranks, "rank r", room=1.8)
-    ax.set(title="The best rate, as r changes", ylabel="best learning rate")
+    plots.powers_of_two(ax, ranks, "rank r", room=2.2)
+    ax.set(title="alpha = 16 keeps its rate", ylabel="best learning rate")
 
 
 def draw(runs: Runs, samples):

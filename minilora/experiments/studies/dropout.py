@@ -75,10 +75,10 @@ def _panel(ax, runs: Runs, n_train: int, title: str) -> None:
         (lambda run: run.final_train, "training,\nat the end", plots.TRAIN, "-"),
     ):
         plots.line(ax, tried, plots.by(lora, "lora_dropout", tried, metric), label, color, style=style)
-    plots.level(ax, plots.start_of(of), "base, not adapted", plots.BASE)
+    plots.level(ax, plots.start_of(of), "base,\nnot adapted", plots.BASE)
     full = of.where(method="full")
     if full:
-        plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning, at its best", plots.FULL, above=False)
+        plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning,\nat its best", plots.FULL)
     ax.set(
         title=title, xlabel="dropout probability p", ylabel="loss (nats per letter)", xlim=(-0.03, 0.78), xticks=tried
     )
@@ -87,7 +87,7 @@ def _panel(ax, runs: Runs, n_train: int, title: str) -> None:
 def _by_size(ax, runs: Runs) -> None:
     lora = runs.where(method="lora")
     sizes, tried = lora.values("n_train"), lora.values("lora_dropout")
-    shades = np.linspace(0.35, 1.0, len(sizes))
+    shades = np.linspace(0.5, 1.0, len(sizes))
     for n_train, shade in zip(sizes, shades, strict=True):
         gains = [_effect(runs, lambda run: run.final, n_train, p) for p in tried]
         color = tuple(1 - shade * (1 - np.array(plots.mpl.colors.to_rgb(plots.VALIDATION))))

@@ -35,7 +35,7 @@ CELLS = [
     for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=_alpha)
 ] + [cell for data in (AMPLE, SCARCE) for cell in grid(data | FULL, learning_rate=RATES[0:3])]
 QUICK = [
-    *grid(AMPLE | {"steps": 300}, r=[1, 2, 8], learning_rate=[SHARED["ample"]], lora_alpha=_alpha),
+    *grid(AMPLE | {"steps": 250}, r=[1, 2, 8], learning_rate=[SHARED["ample"]], lora_alpha=_alpha),
     *grid(SCARCE | {"steps": 200}, r=[1, 2, 8], learning_rate=[SHARED["scarce"]], lora_alpha=_alpha),
 ]
 
@@ -99,15 +99,15 @@ def _panel(ax, runs: Runs, amount: str, tuned: bool, title: str) -> None:
     plots.line(ax, ranks, plots.by(at, "r", ranks, lambda run: run.final, tuned=tuned), "validation", plots.VALIDATION)
     train = plots.by(at, "r", ranks, lambda run: run.final_train - run.floor, tuned=tuned)
     plots.line(ax, ranks, train, "training", plots.TRAIN)
-    plots.level(ax, plots.start_of(at), "base, not adapted", plots.BASE, far=False)
+    plots.level(ax, plots.start_of(at), "base,\nnot adapted", plots.BASE, far=False)
     full = runs.where(method="full", n_train=at[0].settings.n_train)
     if full:
-        plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning, at its best", plots.FULL)
-    ax.axhline(0, color=plots.PREDICTION, lw=1, zorder=0)
+        plots.level(ax, full.tuned(lambda run: run.best), "full fine-tuning,\nat its best", plots.FULL)
+    plots.level(ax, np.zeros(1), "the teacher\nitself", plots.BASE)
     ax.axvline(TRUE_RANK, color=plots.PREDICTION, lw=6, alpha=0.5, zorder=0)
     for place, text in ((1, "too small"), (TRUE_RANK, "right"), (max(ranks) / 2, "too large")):
         ax.annotate(text, (place, 0.02), xycoords=ax.get_xaxis_transform(), ha="center", fontsize=9, color=plots.BASE)
-    plots.powers_of_two(ax, ranks, "rank r of the adapter (the planted change has rank 2)", room=1.5)
+    plots.powers_of_two(ax, ranks, "rank r of the adapter (the planted change has rank 2)", room=1.7)
     ax.margins(y=0.12)
     ax.set_title(title)
     ax.set_ylabel("loss above the teacher's own\n(nats per letter)")
@@ -118,7 +118,7 @@ def draw(runs: Runs, samples):
         1, 2, 4.3, "A rank below the true one cannot fit; a rank above it fits noise when names are few"
     )
     _panel(axes[0, 0], runs, "ample", True, "2,000 names: best at the true rank")
-    _panel(axes[0, 1], runs, "scarce", False, "200 names: a larger r fits more noise")
+    _panel(axes[0, 1], runs, "scarce", False, "200 names, one rate: noise is learned")
     return made
 
 

@@ -129,19 +129,15 @@ def _panel(ax, runs: Runs, data, title: str) -> None:
     of = runs.where(n_train=data["n_train"])
     lora = of.where(method="lora", learning_rate=SHARED)
     ranks = lora.values("r")
-    plots.line(ax, ranks, plots.by(lora, "r", ranks, lambda run: run.final), "validation, at the end", plots.VALIDATION)
-    best = plots.by(lora, "r", ranks, lambda run: run.best)
-    plots.line(ax, ranks, best, "validation, at its best", plots.VALIDATION, style=":")
-    final_train = plots.by(lora, "r", ranks, lambda run: run.final_train)
-    plots.line(ax, ranks, final_train, "training, at the end", plots.TRAIN)
-    plots.level(ax, plots.start_of(of), "base, not adapted", plots.BASE)
-    plots.level(
-        ax,
-        of.where(method="full").tuned(lambda run: run.best),
-        "full fine-tuning, at its best",
-        plots.FULL,
-        above=False,
+    plots.line(
+        ax, ranks, plots.by(lora, "r", ranks, lambda run: run.final), "validation,\nat the end", plots.VALIDATION
     )
+    best = plots.by(lora, "r", ranks, lambda run: run.best)
+    plots.line(ax, ranks, best, "validation,\nat its best", plots.VALIDATION, style=":")
+    final_train = plots.by(lora, "r", ranks, lambda run: run.final_train)
+    plots.line(ax, ranks, final_train, "training,\nat the end", plots.TRAIN)
+    plots.level(ax, plots.start_of(of), "base,\nnot adapted", plots.BASE)
+    plots.level(ax, of.where(method="full").tuned(lambda run: run.best), "full fine-tuning,\nat its best", plots.FULL)
     plots.powers_of_two(ax, ranks, "rank r")
     ax.set(title=title, ylabel="loss (nats per letter)")
 
