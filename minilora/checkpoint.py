@@ -65,7 +65,7 @@ DESCRIPTIVE = (
 def save_model(model: Model, folder: str | Path, notes: dict[str, Any] | None = None) -> None:
     """Write `config.json` (the config, the fingerprint, and `notes`) and `model.safetensors`."""
     folder = Path(folder)
-    description = dataclasses.asdict(model.config) | {"fingerprint": fingerprint(model.params)} | (notes or {})
+    description = (notes or {}) | dataclasses.asdict(model.config) | {"fingerprint": fingerprint(model.params)}
     replace_file(folder / "model.safetensors", _to_bytes(leaves(model.params), {"format": "np"}))
     replace_file(folder / "config.json", to_json(description))
 
@@ -184,7 +184,6 @@ def _lora_config(path: Path) -> LoraConfig:
         if name not in (*ours, *NEUTRAL, *DESCRIPTIVE):
             raise ValueError(f"{path}: unknown field {name!r}{nearest(name, ours)}")
     values = {name: value for name, value in stated.items() if name in ours}
-    check_fields(LoraConfig, values, str(path))
     for name in ("rank_pattern", "alpha_pattern"):
         values[name] = values.get(name) or {}
     if values.get("layers_to_transform") == []:  # PEFT: no filter

@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one: beside their target, then moved into place."""
 
+import contextlib
 import json
 import os
 import tempfile
@@ -16,11 +17,21 @@ def replace_file(path: str | os.PathLike, content: bytes | str) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(beside, 0o644)  # mkstemp's files are private
+            file.flush()
+            os.fsync(file.fileno())  # so that the move never comes before the content
+        os.chmod(beside, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(beside, path)
     except BaseException:
-        os.unlink(beside)
+        with contextlib.suppress(FileNotFoundError):  # moved already
+            os.unlink(beside)
         raise
+
+
+def _umask() -> int:
+    """The bits that new files lack; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def to_json(value: Any) -> str:

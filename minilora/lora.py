@@ -1,94 +1,21 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): which modules get factors, how the factors start, and merging them.
 
 An adapter adds to a module's frozen weight W the change (alpha / r) B A, where A is (r, in) and B is (out, r).
-Names, defaults and meanings are those of Hugging Face PEFT wherever it has them; where minilora differs, it says so.
 """
 
 import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minilora.checks import check_integer, check_number, check_one_of, normalize
+from minilora.lora_config import LoraConfig, pattern_for
 from minilora.model import Params, linear_paths
 from minilora.trees import fingerprint, leaves, nested
-
-BIAS_MODES = ("none", "all", "lora_only")
-STARTS_AT_BASE = (True, "gaussian", "he", "xavier", "zero_A")  # exactly; "orthogonal" does up to rounding
-INITS = (*STARTS_AT_BASE, "orthogonal", False)
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """What LoRA is put where, and how it starts.
-
-    Stricter than PEFT: a target, layer, exclusion or pattern that matches nothing is an error. Wider than PEFT:
-    `layers_to_transform` may be negative (counting from the end) and goes with every form of `target_modules`.
-
-    >>> LoraConfig(r=8, lora_alpha=16).scaling_of("layers.0.q_proj")
-    2.0
-    >>> LoraConfig(r=0)
-    Traceback (most recent call last):
-    ValueError: r: got 0, takes an integer of at least 1
-    """
-
-    r: int = 8  # rank of the change; its parameters are r (in + out) a module
-    lora_alpha: float = 8  # the change is scaled by lora_alpha / r
-    lora_dropout: float = 0.0  # probability that an element of the input of A is dropped in training, in [0, 1)
-    target_modules: str | Sequence[str] = (
-        "q_proj",
-        "v_proj",
-    )  # names or dotted suffixes; a regex; or "all-linear"
-    layers_to_transform: int | Sequence[int] | None = None  # None: every layer
-    exclude_modules: str | Sequence[str] | None = None  # as target_modules, taken out after it
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)  # regex or suffix of a path -> its own r
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)  # the same for its own lora_alpha
-    bias: str = "none"  # which biases train: "none", "all" (layer norms' too), "lora_only" (of adapted modules)
-    init_lora_weights: bool | str = True  # see `init_factors`
-    use_rslora: bool = False  # scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732)
-
-    def __post_init__(self):
-        normalize(  # to plain Python values, so that equal configs are equal, and stay as they are
-            self,
-            r=_check_rank("r", self.r),
-            rank_pattern=_check_patterns("rank_pattern", self.rank_pattern, _check_rank),
-            lora_alpha=_check_alpha("lora_alpha", self.lora_alpha),
-            alpha_pattern=_check_patterns("alpha_pattern", self.alpha_pattern, _check_alpha),
-            lora_dropout=check_number("lora_dropout", self.lora_dropout, "a number in [0, 1)", lambda p: 0 <= p < 1),
-            target_modules=_check_names("target_modules", self.target_modules),
-            exclude_modules=_check_names("exclude_modules", self.exclude_modules, or_none=True),
-            layers_to_transform=_check_layers(self.layers_to_transform),
-        )
-        check_one_of("bias", self.bias, BIAS_MODES)
-        check_one_of("init_lora_weights", self.init_lora_weights, INITS)
-        check_one_of("use_rslora", self.use_rslora, (True, False))
-        if self.init_lora_weights == "orthogonal":
-            ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in self.rank_pattern.items()}
-            for name, r in ranks.items():
-                check_number(name, r, 'an even number with init_lora_weights="orthogonal"', lambda r: r % 2 == 0)
-
-    def layers(self) -> tuple[int, ...] | None:
-        """`layers_to_transform` as a tuple."""
-        layers = self.layers_to_transform
-        return (layers,) if isinstance(layers, int) else layers  # type: ignore[return-value]
-
-    def rank_of(self, path: str) -> int:
-        """r of the module at that path."""
-        return _first_match(path, self.rank_pattern, self.r)
-
-    def alpha_of(self, path: str) -> float:
-        """lora_alpha of the module at that path."""
-        return _first_match(path, self.alpha_pattern, self.lora_alpha)
-
-    def scaling_of(self, path: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with rsLoRA, of the module at that path."""
-        r = self.rank_of(path)
-        return self.alpha_of(path) / (math.sqrt(r) if self.use_rslora else r)
 
 
 @dataclass(frozen=True)
@@ -140,10 +67,11 @@ def select_modules(params: Params, config: LoraConfig) -> list[str]:
             f"layers_to_transform={config.layers_to_transform!r} leaves no module; there are {', '.join(paths)}"
         )
     for name in ("rank_pattern", "alpha_pattern"):
-        used = {_pattern_for(path, getattr(config, name)) for path in selected}
+        used = {pattern_for(path, getattr(config, name)) for path in selected}
         for key in getattr(config, name):
             if key not in used:
-                raise ValueError(f"{name}: {key!r} matches none of the adapted modules {', '.join(selected)}")
+                what = f"matches none of the adapted modules {', '.join(selected)}, or an earlier key matches first"
+                raise ValueError(f"{name}: {key!r} {what}")
     return selected
 
 
@@ -158,68 +86,6 @@ def _matching(paths: Sequence[str], name: str, wanted: str | Sequence[str]) -> s
         if not matched:
             raise ValueError(f"{name}: {one!r} matches no module; there are {', '.join(paths)}")
     return {path for matched in matches.values() for path in matched}
-
-
-def _pattern_for(path: str, patterns: Mapping[str, Any]) -> str | None:
-    """The first key that matches the path's end after a dot (or the whole path), as in PEFT."""
-    return next((key for key in patterns if re.match(_suffix(key), path)), None)
-
-
-def _suffix(pattern: Any) -> str:
-    """A regular expression for paths that end in the pattern, after a dot or as a whole."""
-    return rf"(.*\.)?({pattern})$"
-
-
-def _first_match(path: str, patterns: Mapping[str, Any], otherwise: Any) -> Any:
-    key = _pattern_for(path, patterns)
-    return otherwise if key is None else patterns[key]
-
-
-def _check_rank(name: str, value: Any) -> int:
-    return check_integer(name, value, at_least=1)
-
-
-def _check_alpha(name: str, value: Any) -> float:
-    return check_number(name, value, "a finite number above 0", lambda alpha: alpha > 0)
-
-
-def _check_layers(layers: Any) -> int | tuple[int, ...] | None:
-    if layers is None:
-        return None
-    if not isinstance(layers, list | tuple | set | np.ndarray):
-        return check_integer("layers_to_transform", layers)
-    if len(layers) == 0:
-        raise ValueError("layers_to_transform: got an empty list, takes None for every layer, an index, or a list")
-    return tuple(check_integer("layers_to_transform", layer) for layer in layers)
-
-
-def _check_names(name: str, value: Any, or_none: bool = False) -> str | tuple[str, ...] | None:
-    if value is None and or_none:
-        return None
-    if isinstance(value, str):
-        _compile(name, value, value)
-        return value
-    if not isinstance(value, list | tuple | set) or not value or not all(isinstance(one, str) for one in value):
-        raise ValueError(f"{name}: got {value!r}, takes a list of names, a regular expression, or 'all-linear'")
-    return tuple(value)
-
-
-def _check_patterns(name: str, patterns: Any, check: Callable[[str, Any], Any]) -> dict[str, Any]:
-    if not isinstance(patterns, Mapping):
-        raise ValueError(f"{name}: got {patterns!r}, takes a dict from a module's name or pattern to a number")
-    for key in patterns:
-        _compile(name, key, _suffix(key))
-    return {key: check(f"{name}[{key!r}]", value) for key, value in patterns.items()}
-
-
-def _compile(name: str, given: Any, pattern: str) -> None:
-    try:
-        if not isinstance(given, str):
-            raise TypeError("not a string")
-        re.compile(given)
-        re.compile(pattern)
-    except (re.error, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name}: got {given!r}, takes a regular expression ({error})") from None
 
 
 def init_adapter(params: Params, config: LoraConfig, rng: np.random.Generator) -> Adapter:

@@ -105,7 +105,8 @@ def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=No
 
     `adapter` (see `minilora.lora`) is added on the fly and the parameters are not changed. With `rng` the adapter's
     dropout is on, drawn from it; without, the model is in evaluation mode and deterministic.
-    Raises ValueError for tokens outside the vocabulary or longer than the context.
+    Raises ValueError for tokens outside the vocabulary or longer than the context. Whether the adapter was made for
+    these parameters costs a hash to know, so it is checked by `merge`, `evaluate` and `sample_names`, not here.
     """
     tokens = check_tokens(tokens, config)
     if adapter is not None and not adapter.factors.keys() <= set(linear_paths(params)):

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.lora import BIAS_MODES, INITS, check_base
+from minilora.lora import check_base
+from minilora.lora_config import BIAS_MODES, INITS
 from minilora.model import LINEAR
 from minilora.trees import cast, fingerprint, leaves, nested
 
@@ -696,7 +697,9 @@ def test_absurd_shapes_are_refused(tmp_path, shape):
         ml.load_adapter(folder)
 
 
-@pytest.mark.parametrize("text", ["he", '"pissa"', "5", "[]", "[" * 100_000, "1" * 5000, "", '{"r": 0}', '{"rank": 8}'], ids=lambda x: x[:10])
+@pytest.mark.parametrize(
+    "text", ["he", '"pissa"', "5", "[]", "[" * 100_000, "1" * 5000, "", '{"r": 0}', '{"rank": 8}'], ids=lambda x: x[:10]
+)
 def test_bad_metadata_is_refused_and_the_file_named(tmp_path, text):
     arrays = random_factors(dict.fromkeys(Q, 2))
     folder = write_folder(tmp_path, SMALL_CONFIG, arrays, {"minilora.config": text})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plain import SMALL, assert_close, difference, random_adapter, random_model, random_targets, random_tokens
 from scipy import stats
 
-from minilora import lora, model, ops
+from minilora import lora, lora_config, model, ops
 from minilora.autodiff import value_and_gradients
 from minilora.trees import fingerprint, leaves, nested
 
@@ -55,7 +55,7 @@ def model_and_lora(draw):
         ),
         rank_pattern={name: draw(ranks) for name in draw(some_targets)},
         alpha_pattern={name: draw(alphas) for name in draw(some_targets)},
-        bias=draw(st.sampled_from(lora.BIAS_MODES)),
+        bias=draw(st.sampled_from(lora_config.BIAS_MODES)),
         use_rslora=draw(st.booleans()),
     )
 
@@ -247,10 +247,10 @@ def start_gradients(init):
     return gradients
 
 
-@pytest.mark.parametrize("init", lora.STARTS_AT_BASE)
+@pytest.mark.parametrize("init", lora_config.STARTS_AT_BASE)
 def test_starts_at_the_base_to_the_bit(init):
     for dtype in ("float32", "float64"):
-        for bias in lora.BIAS_MODES:
+        for bias in lora_config.BIAS_MODES:
             base, adapter = fresh(init, dtype, bias=bias)
             np.testing.assert_array_equal(logits_of(base, adapter), logits_of(base))
 
@@ -268,11 +268,11 @@ def test_false_does_not_start_at_the_base():
 
 
 def test_every_init_is_covered():
-    assert set(map(repr, lora.INITS)) == {*map(repr, lora.STARTS_AT_BASE), "'orthogonal'", "False"}
-    assert set(map(repr, lora.STARTS_AT_BASE)) == {"True", "'gaussian'", "'he'", "'xavier'", "'zero_A'"}
+    assert set(map(repr, lora_config.INITS)) == {*map(repr, lora_config.STARTS_AT_BASE), "'orthogonal'", "False"}
+    assert set(map(repr, lora_config.STARTS_AT_BASE)) == {"True", "'gaussian'", "'he'", "'xavier'", "'zero_A'"}
 
 
-@pytest.mark.parametrize("init", [init for init in lora.STARTS_AT_BASE if init != "zero_A"])
+@pytest.mark.parametrize("init", [init for init in lora_config.STARTS_AT_BASE if init != "zero_A"])
 def test_B_moves_first(init):
     """At B = 0 the gradient of A is exactly zero, in every module, and that of B is not."""
     for name, gradient in start_gradients(init).items():
@@ -338,7 +338,7 @@ def test_orthogonal_needs_even_ranks():
         lora.LoraConfig(r=4, init_lora_weights="orthogonal", rank_pattern={"q_proj": 5})
 
 
-@pytest.mark.parametrize("init", lora.INITS)
+@pytest.mark.parametrize("init", lora_config.INITS)
 def test_every_module_starts_differently_and_by_the_seed(init):
     base = random_model()
     config = lora.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=init)

@@ -162,7 +162,7 @@ def minilora_imports(source):
 # A module may import those of the lines above its own, and nothing else of minilora.
 LAYERS = [
     {"autodiff", "checks", "trees", "files"},
-    {"ops", "optim"},
+    {"ops", "optim", "lora_config"},
     {"model"},
     {"lora"},
     {"train", "checkpoint"},

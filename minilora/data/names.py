@@ -61,9 +61,10 @@ def decode(tokens: np.ndarray) -> list[str]:
 
 
 def names_task(table: str, n_train: int | None, seed: int) -> tuple[Dataset, Dataset]:
-    """(train, validation) of a first-name table: 1,500 names held out, `n_train` of the rest (None: all of it).
+    """(train, validation) of a first-name table: `n_train` names (None: all that are not held out), and those held out.
 
-    Both are drawn by the seed, so that runs with the same seed are paired.
+    1,500 female names are held out, and half of the male ones. Both sets are
+    drawn by the seed, so that runs with the same seed are paired.
 
     >>> train, validation = names_task("female", 200, seed=0)
     >>> len(train.inputs), len(validation.inputs)

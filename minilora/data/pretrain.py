@@ -14,7 +14,7 @@ from minilora.checks import check_integer
 from minilora.data.names import surname_split
 from minilora.files import check_writable
 from minilora.model import Model, ModelConfig, init_params
-from minilora.train import Dataset, TrainConfig, evaluate, fit
+from minilora.train import DivergedError, TrainConfig, evaluate, fit
 from minilora.trees import fingerprint
 
 STEPS = 12_000
@@ -29,9 +29,7 @@ def pretrain(seed: int, steps: int, config: ModelConfig | None = None) -> tuple[
                            weight_decay=0.01, evaluate_every=500, evaluation_size=500)  # fmt: skip
     history = fit(start, None, train, validation, settings, seed)
     assert isinstance(history.final, Model)
-    # Arrays of their own, not views of the vector they were trained in.
-    model = Model(config, history.final.params)
-    return model, evaluate(model, Dataset(*validation))
+    return history.final, evaluate(history.final, validation)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,9 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         model, loss = pretrain(options.seed, options.steps)
         made_by = f"python -m minilora.data.pretrain --seed {options.seed} --steps {options.steps}"
         save_model(model, options.out, {"validation_loss": loss, "made_by": made_by})
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        return 130
     print(f"validation loss {loss:.4f} nats per letter, fingerprint {fingerprint(model.params)[:12]}, "
           f"{time.perf_counter() - started:.0f} s, written to {options.out}")  # fmt: skip
     return 0

@@ -108,10 +108,7 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
     from minilora.experiments.runner import RunFailedError, Store, run_all
 
     jobs = options.jobs or joblib.cpu_count()
-    store = Store(out / "runs")
-    if options.fresh:
-        for settings in {one for study in studies for one in study.runs(range(options.seeds), options.quick)}:
-            store.path(settings).unlink(missing_ok=True)
+    store = Store(out / "runs", options.fresh)
     rows, status = [], DONE
     with Progress(studies, options, store) as progress:
         for study in studies:
@@ -204,7 +201,13 @@ class Progress:
         n_diverged = sum(run.diverged for run in runs)
         diverged = f", {n_diverged} diverged" if n_diverged else ""
         self.say(f"{study.name}: {len(runs)} runs{diverged}, {seconds:.0f} s, {out / study.name}.svg")
+        for run in runs:
+            if run.diverged:
+                self.say(f"  diverged at step {run.diverged_at}: {run.settings.label()}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there was anything to keep
+        sys.exit(INTERRUPTED)

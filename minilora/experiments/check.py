@@ -33,7 +33,7 @@ def compare(name: str, committed: Path, rerun: Path) -> Comparison:
     if missing or extra:
         return Comparison(False, f"{missing} stored runs were not done again, {extra} new ones are not stored")
     made_by = read_json(committed / "provenance.json").get(name, {}) if (committed / "provenance.json").exists() else {}
-    if made_by.get("machine") == machine() and _same_versions(made_by, ("numpy", "autograd", "python")):
+    if made_by.get("machine") == machine() and _same_versions(made_by, ("numpy", "autograd", "scipy", "python")):
         return _bit_for_bit(name, committed, rerun, made_by, old, new)
     return _within_tolerance(name, committed, rerun, old, new)
 
@@ -81,7 +81,10 @@ def _within_tolerance(name: str, committed: Path, rerun: Path, old: Runs, new: R
         f"(tolerance {MEAN_TOLERANCE:g}), effects by at most {worst:.2g} half-widths of their intervals "
         f"(tolerance {EFFECT_TOLERANCE:g})"
     )
-    return Comparison(same, text)
+    flipped = [
+        f"{key[0]} is {moved[key]['verdict']}" for key, row in stored.items() if row["verdict"] != moved[key]["verdict"]
+    ]
+    return Comparison(same, text + "".join(f"; here {one}" for one in flipped))
 
 
 def _claims(folder: Path, name: str) -> list[dict[str, Any]]:

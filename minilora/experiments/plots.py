@@ -60,7 +60,7 @@ def line(
 ) -> None:
     """Mean over seeds with its 95 % interval as a band, labelled at its right end.
 
-    `columns` has one array (seeds,) for each x; seeds that diverged are left out, and a point where all did.
+    `columns` has one array (seeds,) for each x; seeds that diverged are left out and counted.
     """
     finite = [column[np.isfinite(column)] for column in columns]
     kept = [(place, estimate(values)) for place, values in zip(x, finite, strict=True) if len(values)]
@@ -71,6 +71,11 @@ def line(
     ax.plot(places, means, style, marker=marker, color=color)
     if np.isfinite(low).all():
         ax.fill_between(places, low, high, color=color, alpha=0.18, lw=0)
+    for place, column, values in zip(x, columns, finite, strict=True):
+        if len(values) < len(column):
+            y = values.mean() if len(values) else means[-1]
+            ax.annotate(f"\N{MULTIPLICATION SIGN} {len(column) - len(values)} diverged", (place, y), (0, 6),
+                        textcoords="offset points", color=color, ha="center", fontsize=8)  # fmt: skip
     ax.annotate(label, (places[-1], means[-1]), (7, 0), textcoords="offset points", color=color, va="center",
                 fontsize=9, gid=END_LABEL)  # fmt: skip
 
@@ -100,7 +105,10 @@ def level(ax: Axes, values: np.ndarray, label: str, color: str, *, far: bool = T
 
     Far above what is drawn already it would flatten the rest: then a note on top replaces it, unless `far` is False.
     """
-    mean = float(np.mean(values))
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return
+    mean = float(np.mean(finite))
     x, y = (np.concatenate([np.asarray(one, float) for one in data]) for data in zip(*_drawn(ax), strict=True))
     if far and mean - max(y) > 0.5 * (max(y) - min(y)):
         note = f"\N{UPWARDS ARROW} {label.replace(chr(10), ' ')}: {mean:.2f}"
@@ -116,12 +124,22 @@ def _drawn(ax: Axes) -> list[tuple]:
     return [one.get_data() for one in ax.lines] or [([0.0], [0.0])]
 
 
-def by(runs: Runs, name: str, values: Sequence, metric: Metric, *, tuned: bool = False, **where) -> list[np.ndarray]:
+def by(
+    runs: Runs,
+    name: str,
+    values: Sequence,
+    metric: Metric,
+    *,
+    tuned: bool = False,
+    chosen_by: Metric | None = None,
+    **where,
+) -> list[np.ndarray]:
     """The metric for each value of a setting: one array (seeds,) a value."""
     if not len(values):
         raise MissingRunsError(f"no run with {where or name}")
-    pick: Callable[..., np.ndarray] = runs.tuned if tuned else runs.per_seed
-    return [pick(metric, **{name: value}, **where) for value in values]
+    if tuned:
+        return [runs.tuned(metric, chosen_by, **{name: value}, **where) for value in values]
+    return [runs.per_seed(metric, **{name: value}, **where) for value in values]
 
 
 def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1.9) -> None:
@@ -136,11 +154,6 @@ def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1
 def start_of(runs: Runs, **where) -> np.ndarray:
     """Validation loss above the floor before any training: that of the unadapted base."""
     return _per_seed_any(runs.where(**where), lambda run: run.validation_loss[0] - run.floor)
-
-
-def start_train(runs: Runs, **where) -> np.ndarray:
-    """Training loss before any training."""
-    return _per_seed_any(runs.where(**where), lambda run: run.train_loss[0])
 
 
 def _per_seed_any(runs: Runs, metric: Callable[[Run], float]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a study leaves behind: CSV, figure, claims with verdicts, samples, provenance."""
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import platform
 import sys
@@ -19,7 +19,7 @@ from minilora.experiments.runner import as_run, base, code_version, machine, wri
 from minilora.experiments.runs import MissingRunsError, Runs, to_csv, tuned_rates
 from minilora.experiments.stats import Estimate, estimate, verdict
 from minilora.experiments.study import HEADLINE, N_SEEDS, Claim, Settings, Study
-from minilora.files import read_json, replace_file, to_json
+from minilora.files import from_json, read_json, replace_file, to_json
 from minilora.trees import fingerprint
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ def write_study(
     replace_file(out / f"{study.name}.svg", plots.to_svg(study.draw, runs, samples))
     others = [row for row in read_claims(out) if row["study"] != study.name]
     ledger = sorted(others + rows, key=_place)
-    replace_file(out / "claims.json", json.dumps(ledger, indent=2, allow_nan=False) + "\n")
+    replace_file(out / "claims.json", to_json(ledger))
     everything = _read_or_empty(out / "provenance.json")
     written = _read_or_empty(out / "samples.json")
     if samples:
@@ -50,12 +50,13 @@ def write_study(
 
 def read_claims(out: Path) -> list[Row]:
     """The rows of claims.json, or none where there is no such file."""
+    path = out / "claims.json"
     try:
-        rows = json.loads((out / "claims.json").read_text())
-    except FileNotFoundError:
-        return []
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{out / 'claims.json'}: not valid JSON ({error}); remove it to write it anew") from None
+        rows = from_json(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not all(isinstance(row, dict) and {"id", "study"} <= row.keys() for row in rows):
+            raise ValueError("not a list of claims")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; remove it to write it anew") from None
     return rows
 
 
@@ -90,11 +91,10 @@ def claim_row(study: Study, claim: Claim, runs: Runs, options: str) -> Row | Non
         "figure": f"{study.name}.svg",
         "command": f"python -m minilora.experiments {study.name}{options}",
     }
-    if claim.at_shared_rate is not None:
-        try:
-            row["at_shared_rate"] = _numbers(claim, _estimate(claim, claim.at_shared_rate(runs)))
-        except MissingRunsError:
-            row["at_shared_rate"] = None
+    row["variants"] = {}
+    for label, contrast in claim.variants.items():
+        with contextlib.suppress(MissingRunsError):
+            row["variants"][label] = _numbers(claim, _estimate(claim, contrast(runs)))
     return row
 
 
@@ -131,6 +131,12 @@ def result_text(row: Row) -> str:
     return f"{row['effect']:.3f} [{low:.3f}, {high:.3f}] {row['unit']}"
 
 
+QUICK_NOTE = (
+    "",
+    "This is the quick version: few settings, few steps, and one learning rate, so that nothing is tuned.",
+)
+
+
 def ledger_page(rows: Sequence[Row], samples: dict[str, dict[str, list[str]]]) -> str:
     """CLAIMS.md."""
     lines = [
@@ -140,6 +146,7 @@ def ledger_page(rows: Sequence[Row], samples: dict[str, dict[str, list[str]]]) -
         "95 % intervals, positive in the predicted direction. *Supported*: the whole interval lies beyond the smallest",
         "effect worth having, which was written down before the run. *Contradicted*: it lies wholly on the other side",
         "of zero. *Inconclusive* otherwise.",
+        *[line for line in QUICK_NOTE if any("--quick" in row["command"] for row in rows)],
         "",
         "| claim | statement | prediction | smallest effect | measured | seeds | verdict | figure |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -150,16 +157,7 @@ def ledger_page(rows: Sequence[Row], samples: dict[str, dict[str, list[str]]]) -
             f"| {row['id']} | {row['statement']} | {row['prediction']} | {row['smallest_effect']:g} "
             f"| {result_text(row)} | {row['n_seeds']} | **{row['verdict']}** | {figure} |"
         )
-    shared = [row for row in rows if row.get("at_shared_rate")]
-    if shared:
-        lines += ["", "## The same contrasts at one learning rate for all", "",
-                  "| claim | study | tuned rates | one shared rate | verdict at the shared rate |",
-                  "| --- | --- | --- | --- | --- |"]  # fmt: skip
-        for row in shared:
-            other = row | row["at_shared_rate"]
-            lines.append(
-                f"| {row['id']} | {row['study']} | {result_text(row)} | {result_text(other)} | {other['verdict']} |"
-            )
+    lines += _variants(rows)
     lines += ["", "## Where it was measured", ""]
     lines += list(
         dict.fromkeys(f"- **{row['id']}** ({row['study']}): {row['regime']}. `{row['command']}`" for row in rows)
@@ -168,6 +166,28 @@ def ledger_page(rows: Sequence[Row], samples: dict[str, dict[str, list[str]]]) -
         lines += ["", f"## What the models of the study `{study}` write", ""]
         lines += [f"- {label.replace(chr(10), ' ')}: {', '.join(names)}" for label, names in written.items()]
     return "\n".join(lines) + "\n"
+
+
+def _variants(rows: Sequence[Row]) -> list[str]:
+    """The same contrasts, measured otherwise; nothing where that comes to the same, as where nothing is tuned."""
+    table = [
+        f"| {row['id']} | {row['study']} | {result_text(row)} | {label} | {result_text(row | other)} "
+        f"| {other['verdict']} |"
+        for row in rows
+        for label, other in row["variants"].items()
+        if other["interval"] != row["interval"]
+    ]
+    heading = [
+        "",
+        "## The same contrasts, measured otherwise",
+        "",
+        "Above, each learning rate is tuned where several were tried: the one with the lowest best validation loss",
+        "(that of early stopping), on the mean over the other seeds.",
+        "",
+        "| claim | study | as above | otherwise | measured | verdict it would give |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    return heading + table if table else []
 
 
 def verdict_summary(rows: Sequence[Row]) -> str:
@@ -211,9 +231,10 @@ def _tuning(runs: Runs, group: Mapping[str, Any]) -> dict[str, Any]:
     cell = runs.where(**group)
     rates = cell.values("learning_rate")
     means = [float(np.mean(cell.per_seed(lambda run: run.best, learning_rate=rate))) for rate in rates]
-    chosen = rates[int(np.argmin(means))]
+    chosen = tuned_rates(cell)
+    inside = rates[0] < min(chosen) and max(chosen) < rates[-1]
     return {"group": dict(group), "tried": rates, "mean_best_loss": [m if math.isfinite(m) else None for m in means],
-            "best": chosen, "chosen_by_seed": tuned_rates(cell), "inside": rates[0] < chosen < rates[-1]}  # fmt: skip
+            "chosen_by_seed": chosen, "inside": inside}  # fmt: skip
 
 
 def samples_of(study: Study, results: dict[Any, dict[str, Any]]) -> dict[str, list[str]]:

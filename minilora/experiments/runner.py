@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import platform
 import signal
 import sys
 import threading
@@ -19,26 +20,46 @@ import numpy as np
 from minilora import autodiff, generate, lora, model, ops, optim, train, trees
 from minilora.data import names, planted
 from minilora.data.base import load_base
-from minilora.experiments.runs import MEASURED, Run
+from minilora.experiments.runs import CONSTANT, MEASURED, Run
 from minilora.experiments.study import Settings
 from minilora.files import read_json, replace_file, to_json
 from minilora.lora import Adapter, LoraConfig, count_parameters, weight_changes
-from minilora.train import DivergedError, TrainConfig, fit, one_blas_thread
+from minilora.train import Dataset, DivergedError, TrainConfig, evaluate, fit, one_blas_thread
 from minilora.trees import fingerprint, leaves
 
 N_SAMPLES = 12  # names that each run writes at its end
-COMPUTED_BY = (autodiff, ops, trees, model, lora, optim, train, generate, names, planted)
+COMPUTED_BY = (
+    autodiff,
+    ops,
+    trees,
+    model,
+    sys.modules[LoraConfig.__module__],
+    lora,
+    optim,
+    train,
+    generate,
+    names,
+    planted,
+)
 
 base = functools.cache(load_base)
 
 
 @functools.lru_cache(maxsize=8)
 def task(name: str, n_train: int, planted_rank: int, seed: int):
-    """(train, validation, floor) of a run."""
+    """(train, validation, teacher) of a run; no teacher for real names."""
     if name == "planted":
         made = planted.planted_task(base(), planted_rank, n_train, seed)
-        return made.train, made.validation, made.floor
-    return *names.names_task("female", n_train, seed), 0.0
+        return made.train, made.validation, made.teacher
+    return *names.names_task("female", n_train, seed), None
+
+
+def floors(settings: Settings) -> dict[str, float]:
+    """The teacher's own losses on the names that a run is evaluated on; 0 where there is no teacher."""
+    train_set, validation, teacher = task(settings.task, settings.n_train, settings.planted_rank, settings.seed)
+    sets = {"floor": validation, "train_floor": train_set}
+    first = {name: Dataset(*(part[: settings.evaluation_size] for part in dataset)) for name, dataset in sets.items()}
+    return {name: 0.0 if teacher is None else evaluate(teacher, dataset) for name, dataset in first.items()}
 
 
 def lora_config(settings: Settings) -> LoraConfig | None:
@@ -56,7 +77,7 @@ def lora_config(settings: Settings) -> LoraConfig | None:
 
 def execute(settings: Settings) -> dict[str, Any]:
     """Do one run. The result is plain JSON: what `Run` holds, and a few names that the final model writes."""
-    train_set, validation, floor = task(settings.task, settings.n_train, settings.planted_rank, settings.seed)
+    train_set, validation, _ = task(settings.task, settings.n_train, settings.planted_rank, settings.seed)
     config = lora_config(settings)
     norms: list[float] = []
     measured: Sequence[tuple[int, float, float]]
@@ -76,7 +97,7 @@ def execute(settings: Settings) -> dict[str, Any]:
         "train_loss": train_loss,
         "validation_loss": validation_loss,
         "change_norm": norms,
-        "floor": floor,
+        **floors(settings),
         "trainable": count_parameters(base().params, config).trainable,
         "diverged_at": diverged_at,
         "samples": samples,
@@ -126,9 +147,11 @@ def machine() -> dict[str, Any]:
     from threadpoolctl import threadpool_info
 
     features = sorted(name for name, found in __cpu_features__.items() if found)
-    blas = [f"{one['internal_api']} {one['version']} {one.get('architecture')}" for one in threadpool_info()
-            if one["user_api"] == "blas" and "numpy" in one["filepath"]]  # fmt: skip
-    return {"cpu_features": " ".join(features), "blas": "; ".join(sorted(set(blas)))}
+    found = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    numpys = [one for one in found if "numpy" in one["filepath"]] or found  # SciPy may bring a BLAS of its own
+    blas = {f"{one['internal_api']} {one['version']} {one.get('architecture')}" for one in numpys}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"system": system, "cpu_features": " ".join(features), "blas": "; ".join(sorted(blas))}
 
 
 def run_key(settings: Settings) -> str:
@@ -140,14 +163,20 @@ def run_key(settings: Settings) -> str:
 class Store:
     """Finished runs, one JSON file each."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, fresh: bool = False):
+        self.folder, self.fresh = folder, fresh
+        self.renewed: set[Settings] = set()
 
     def path(self, settings: Settings) -> Path:
         return self.folder / f"{run_key(settings)}.json"
 
     def get(self, settings: Settings) -> dict[str, Any] | None:
-        """The stored result, or None. A file that cannot be read counts as none: the run is done again."""
+        """The stored result, or None. A file that cannot be read counts as none: the run is done again.
+
+        With `fresh`, so does every result that was not put here by this very store.
+        """
+        if self.fresh and settings not in self.renewed:
+            return None
         try:
             result = read_json(self.path(settings))
             as_run(settings, result)
@@ -156,14 +185,16 @@ class Store:
         return result
 
     def put(self, settings: Settings, result: dict[str, Any]) -> None:
+        self.renewed.add(settings)
         replace_file(self.path(settings), to_json({"settings": dataclasses.asdict(settings), **result}))
 
 
 def as_run(settings: Settings, result: dict[str, Any]) -> Run:
     """A stored result as a `Run`."""
-    measured = {name: tuple(result[name]) for name in MEASURED}
-    return Run(settings, **measured, floor=result["floor"], trainable=result["trainable"],
-               diverged_at=result["diverged_at"])  # fmt: skip
+    values: dict[str, Any] = {name: tuple(result[name]) for name in MEASURED} | {
+        name: result[name] for name in CONSTANT
+    }
+    return Run(settings, **values)
 
 
 class RunFailedError(RuntimeError):

@@ -13,7 +13,7 @@ import numpy as np
 from minilora.experiments.study import Settings, as_columns
 
 MEASURED = ("step", "train_loss", "validation_loss", "change_norm")  # one value an evaluation
-CONSTANT = ("floor", "trainable", "diverged_at")  # one value a run
+CONSTANT = ("floor", "train_floor", "trainable", "diverged_at")  # one value a run
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Run:
     train_loss: tuple[float, ...]  # in evaluation mode: without dropout
     validation_loss: tuple[float, ...]
     change_norm: tuple[float, ...]  # Frobenius norm of the change of all linear weights together
-    floor: float  # the lowest validation loss there is, where it is known; else 0
+    floor: float  # the lowest validation loss there is, where it is known (the teacher's own); else 0
+    train_floor: float  # the teacher's own training loss; else 0
     trainable: int  # parameters
     diverged_at: int  # step at which the loss stopped being finite; -1: never
 
@@ -45,8 +46,8 @@ class Run:
 
     @property
     def final_train(self) -> float:
-        """Last training loss; infinite where the run diverged."""
-        return math.inf if self.diverged else self.train_loss[-1]
+        """Last training loss above the teacher's own, if there is one; infinite where the run diverged."""
+        return math.inf if self.diverged else self.train_loss[-1] - self.train_floor
 
     @property
     def overfit(self) -> float:
@@ -92,17 +93,18 @@ class Runs(Sequence[Run]):
             raise MissingRunsError(f"no run with {settings}")
         return np.array([metric(run) for run in chosen])
 
-    def tuned(self, metric: Metric, **settings: Any) -> np.ndarray:
-        """As `per_seed`, each seed at the learning rate whose mean best loss over the *other* seeds is lowest.
+    def tuned(self, metric: Metric, by: Metric | None = None, **settings: Any) -> np.ndarray:
+        """As `per_seed`, each seed at the learning rate that is best on average over the *other* seeds.
 
-        Choosing on the other seeds keeps the choice from flattering the result.
+        Choosing on the other seeds keeps the choice from flattering the result. Best is the lowest of `by`, which
+        is the best validation loss (that of early stopping) unless another metric is given.
         """
         cell = self.where(**settings)
         rates = cell.values("learning_rate")
         if not rates:
             raise MissingRunsError(f"no run with {settings}")
         by_rate = [cell.per_seed(metric, learning_rate=rate) for rate in rates]
-        chosen = tuned_rates(cell)
+        chosen = tuned_rates(cell, by)
         return np.array([by_rate[rates.index(rate)][i] for i, rate in enumerate(chosen)])
 
 
@@ -110,19 +112,25 @@ class MissingRunsError(LookupError):
     """The runs that a contrast needs are not in the table (the quick version leaves some out)."""
 
 
-def tuned_rates(cell: Runs) -> list[float]:
-    """For each seed, the learning rate with the lowest mean best loss over the other seeds."""
+def tuned_rates(cell: Runs, by: Metric | None = None) -> list[float]:
+    """For each seed, the learning rate with the lowest mean of `by` (the best loss) over the other seeds."""
     rates = cell.values("learning_rate")
-    best = np.array([cell.per_seed(lambda run: run.best, learning_rate=rate) for rate in rates])  # (rates, seeds)
-    if best.shape[1] == 1:
-        return [rates[int(best[:, 0].argmin())]]
-    others = (best.sum(1, keepdims=True) - best) if np.isfinite(best).all() else _sum_of_others(best)
-    return [rates[i] for i in others.argmin(0)]
+    losses = np.array([cell.per_seed(by or (lambda run: run.best), learning_rate=rate) for rate in rates])
+    return [rates[i] for i in best_on_others(losses)]
 
 
-def _sum_of_others(best: np.ndarray) -> np.ndarray:
-    """As `sum - own`, which infinite losses would turn into NaN."""
-    return np.stack([np.delete(best, i, axis=1).sum(1) for i in range(best.shape[1])], axis=1)
+def best_on_others(losses: np.ndarray) -> np.ndarray:
+    """For each seed, which row has the lowest sum over the other seeds: (choices, seeds) -> (seeds,).
+
+    A single seed has no others and decides for itself. Sums are made anew, as `sum - own` is NaN for infinite losses.
+
+    >>> best_on_others(np.array([[1.0, 9.0, 1.0], [2.0, 2.0, 2.0]]))
+    array([1, 0, 1])
+    """
+    if losses.shape[1] == 1:
+        return losses.argmin(0)
+    others = [np.delete(losses, i, axis=1).sum(1).argmin() for i in range(losses.shape[1])]
+    return np.array(others)
 
 
 COLUMNS = [f.name for f in dataclasses.fields(Settings)] + [*MEASURED, *CONSTANT]
@@ -166,6 +174,7 @@ def _grouped(rows) -> Iterator[Run]:
             validation_loss=tuple(float(row["validation_loss"]) for row in rows_of_run),
             change_norm=tuple(float(row["change_norm"]) for row in rows_of_run),
             floor=float(rows_of_run[0]["floor"]),
+            train_floor=float(rows_of_run[0]["train_floor"]),
             trainable=int(rows_of_run[0]["trainable"]),
             diverged_at=int(rows_of_run[0]["diverged_at"]),
         )

@@ -79,7 +79,7 @@ class Claim:
     unit: str
     contrast: Callable[["Runs"], np.ndarray]
     regime: str  # where the claim comes from, and where it was measured here
-    at_shared_rate: Callable[["Runs"], np.ndarray] | None = None  # the same contrast without tuning
+    variants: Mapping[str, Callable[["Runs"], np.ndarray]] = field(default_factory=dict)  # measured otherwise
     exact: bool = False
 
 
@@ -107,7 +107,7 @@ class Study:
 
 
 def load_studies() -> dict[str, Study]:
-    """{name: study}, one for each module of `studies/` that defines STUDY; the headline ones first."""
+    """{name: study}, one for each module of `studies/`, which defines STUDY; the headline ones first."""
     from minilora.experiments import studies
 
     modules = [importlib.import_module(f"{studies.__name__}.{m.name}") for m in pkgutil.iter_modules(studies.__path__)]

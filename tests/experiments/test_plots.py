@@ -176,7 +176,7 @@ def test_a_shipped_study_can_be_drawn_where_runs_diverged(study, quick, diverged
 def test_a_contrast_is_one_number_a_seed_or_lacks_its_runs(study, quick, diverged, n_seeds):
     runs = tiny.fabricated(study, n_seeds, quick, diverged)
     found = []
-    for contrast in [c for claim in study.claims for c in (claim.contrast, claim.at_shared_rate) if c is not None]:
+    for contrast in [c for claim in study.claims for c in (claim.contrast, *claim.variants.values())]:
         try:
             found.append(contrast(runs))
         except MissingRunsError:

@@ -27,7 +27,7 @@ def write(study, out, n_seeds=8, options="", **more):
 
 def _claim(values, **changes):
     """A claim whose contrast gives these values."""
-    changes = {"contrast": lambda runs: np.array(values, float), "at_shared_rate": None} | changes
+    changes = {"contrast": lambda runs: np.array(values, float), "variants": {}} | changes
     return dataclasses.replace(tiny.DIFFERENCE, **changes)
 
 
@@ -102,12 +102,12 @@ def test_a_claim_without_its_runs_has_no_row(tmp_path):
 
 
 def test_the_shared_rate_has_its_own_numbers_and_verdict():
-    row = _row([0.3] * 8, at_shared_rate=lambda runs: np.array([-0.3] * 8))
+    row = _row([0.3] * 8, variants={"otherwise": lambda runs: np.array([-0.3] * 8)})
     assert row["verdict"] == "supported"
-    assert row["at_shared_rate"]["verdict"] == "contradicted"
-    assert row["at_shared_rate"]["effect"] == pytest.approx(-0.3)
+    assert row["variants"]["otherwise"]["verdict"] == "contradicted"
+    assert row["variants"]["otherwise"]["effect"] == pytest.approx(-0.3)
     page = report.ledger_page([row], {})
-    assert "one learning rate for all" in page
+    assert "measured otherwise" in page
     assert "-0.300 [-0.300, -0.300] nats | contradicted" in page
 
 
@@ -224,7 +224,7 @@ def test_provenance_says_whether_the_tuned_rate_lies_inside_the_grid(tmp_path, b
     ]
     study = tiny.study("rates", cells, tuned=[{"r": 1}])
     (got,) = report.provenance(study, report.Runs(runs), "", 0)["tuned_learning_rates"]
-    assert (got["best"], got["inside"], got["tried"]) == (best, inside, rates)
+    assert (got["inside"], got["tried"]) == (inside, rates)
     assert got["chosen_by_seed"] == [best] * 8
 
 

@@ -26,11 +26,12 @@ some_settings = st.builds(
     seed=st.integers(0, 2**40),
 )
 some_runs = st.builds(
-    lambda settings, evaluations, floor, trainable, diverged_at: Run(
-        settings, *zip(*evaluations, strict=True), floor, trainable, diverged_at
+    lambda settings, evaluations, floor, train_floor, trainable, diverged_at: Run(
+        settings, *zip(*evaluations, strict=True), floor, train_floor, trainable, diverged_at
     ),
     some_settings,
     st.lists(measured, min_size=1, max_size=4),
+    st.floats(0, 3),
     st.floats(0, 3),
     st.integers(1, 10**9),
     st.integers(-1, 500),
@@ -72,8 +73,8 @@ def test_a_csv_of_anything_else_is_a_value_error(name):
 
 
 def test_metrics_of_a_run():
-    run = Run(Settings(), (0, 2, 4), (2.5, 2.0, 1.5), (2.6, 2.2, 2.3), (0.0, 1.0, 3.0), 0.5, 10, -1)
-    assert (run.best, run.final, run.final_train) == pytest.approx((1.7, 1.8, 1.5))
+    run = Run(Settings(), (0, 2, 4), (2.5, 2.0, 1.5), (2.6, 2.2, 2.3), (0.0, 1.0, 3.0), 0.5, 0.2, 10, -1)
+    assert (run.best, run.final, run.final_train) == pytest.approx((1.7, 1.8, 1.3))
     assert run.overfit == pytest.approx(0.1)
     assert run.final_norm == 3.0
     assert not run.diverged

@@ -62,7 +62,9 @@ def study(name: str, cells, claims=(), **more) -> Study:
     return Study(name, f"What does {name} do?", cells, cells[:1], claims, _draw, **more)
 
 
-DIFFERENCE = Claim("R2", "Small r underfits", "r=1 ends above r=2", 0.01, "nats", _difference, "tiny", _difference)
+DIFFERENCE = Claim(
+    "R2", "Small r underfits", "r=1 ends above r=2", 0.01, "nats", _difference, "tiny", {"otherwise": _difference}
+)
 EXACT = Claim("R1", "Parameters grow with r", "r (in + out)", 0.0, "off", _parameters_off, "any", exact=True)
 NORM = Claim("A1", "It moves", "its norm is above 0", 0.0, "norm", lambda runs: runs.per_seed(_norm), "tiny")
 # The quick version of `tiny` has no runs for DIFFERENCE.
@@ -102,6 +104,7 @@ def fabricate(of: Settings, diverged: bool = False) -> Run:
         tuple(map(float, 2.5 - 0.5 * done / (1 + far) + 0.3 * done**2 + noise)),
         tuple(map(float, done * (1 + of.lora_alpha))),
         floor=0.5 * (of.task == "planted"),
+        train_floor=0.4 * (of.task == "planted"),
         trainable=_trainable(of),
         diverged_at=steps[-1] + 1 if diverged else -1,
     )

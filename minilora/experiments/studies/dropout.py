@@ -15,7 +15,7 @@ FIXED = {"r": R, "lora_alpha": 2.0 * R, "learning_rate": RATE, "batch_size": 16,
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 CELLS = [
     *grid(FIXED, n_train=SIZES, lora_dropout=PROBABILITIES),
-    *grid(FIXED | FULL, n_train=[SCARCE, AMPLE], learning_rate=[3e-4, 1e-3]),
+    *grid(FIXED | FULL, n_train=[SCARCE, AMPLE], learning_rate=[3e-4, 1e-3, 3e-3]),
 ]
 QUICK = grid(FIXED | {"steps": 150}, n_train=[SCARCE, AMPLE], lora_dropout=[0.0, 0.2, 0.5])
 
@@ -33,7 +33,7 @@ def _best_p(runs: Runs, n_train: int) -> np.ndarray:
     return np.array(tried)[losses.argmin(0)]
 
 
-REGIME = f"female first names, r={R}, all six linear modules, alpha = 2r, rate {RATE:g}, 300 steps"
+REGIME = f"female first names, r={R}, all six linear modules, alpha = 2r, rate {RATE:g}"
 CLAIMS = [
     Claim(
         id="D1",
@@ -112,6 +112,7 @@ STUDY = Study(
     quick_cells=QUICK,
     claims=CLAIMS,
     draw=draw,
+    tuned=[{"method": "full", "n_train": n_train} for n_train in (SCARCE, AMPLE)],
     samples={
         "p=0, 200 names": {"n_train": SCARCE, "lora_dropout": 0.0, "method": "lora"},
         "p=0.5, 200 names": {"n_train": SCARCE, "lora_dropout": 0.5},
