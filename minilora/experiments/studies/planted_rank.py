@@ -11,7 +11,7 @@ RANKS = (1, 2, 4, 8, 16)
 SHARED = {"ample": 3e-2, "scarce": 1e-2}  # learning rates at which all ranks are compared without tuning
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 AMPLE_RATES = {
-    1: RATES[4:7],
+    1: RATES[3:7],
     2: RATES[3:6],
     4: RATES[3:6],
     8: RATES[2:5],
