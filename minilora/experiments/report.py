@@ -23,6 +23,10 @@ from minilora.files import from_json, read_json, replace_file, to_json
 from minilora.trees import fingerprint
 
 Row = dict[str, Any]
+CLAIM_KEYS = {
+    "id", "statement", "study", "prediction", "smallest_effect", "effect", "interval", "unit", "n_seeds", "verdict",
+    "regime", "figure", "command",
+}  # fmt: skip
 
 
 def write_study(
@@ -53,7 +57,7 @@ def read_claims(out: Path) -> list[Row]:
     path = out / "claims.json"
     try:
         rows = from_json(path.read_text(encoding="utf-8")) if path.exists() else []
-        if not all(isinstance(row, dict) and {"id", "study"} <= row.keys() for row in rows):
+        if not all(isinstance(row, dict) and row.keys() >= CLAIM_KEYS for row in rows):
             raise ValueError("not a list of claims")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}; remove it to write it anew") from None
@@ -174,7 +178,7 @@ def _variants(rows: Sequence[Row]) -> list[str]:
         f"| {row['id']} | {row['study']} | {result_text(row)} | {label} | {result_text(row | other)} "
         f"| {other['verdict']} |"
         for row in rows
-        for label, other in row["variants"].items()
+        for label, other in row.get("variants", {}).items()
         if other["interval"] != row["interval"]
     ]
     heading = [

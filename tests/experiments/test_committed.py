@@ -1,0 +1,65 @@
+"""The committed figures, claims and provenance are what the committed numbers give."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minilora.experiments import plots, report
+from minilora.experiments.runs import from_csv
+from minilora.experiments.study import HEADLINE, N_SEEDS, load_studies
+
+FIGURES = Path(__file__).parents[2] / "figures"
+PLACES = {"full": (FIGURES, ""), "quick": (FIGURES / "quick", " --quick")}
+CASES = [(size, name) for size in PLACES for name in HEADLINE]
+
+
+def committed(size, name):
+    folder, options = PLACES[size]
+    runs = from_csv((folder / f"{name}.csv").read_text(encoding="utf-8"))
+    return folder, options, load_studies()[name], runs
+
+
+@pytest.mark.parametrize(("size", "name"), CASES)
+def test_the_runs_are_those_of_the_study(size, name):
+    _, options, study, runs = committed(size, name)
+    assert {run.settings for run in runs} == set(study.runs(range(N_SEEDS), quick=bool(options)))
+
+
+@pytest.mark.parametrize(("size", "name"), CASES)
+def test_the_claims_follow_from_the_numbers(size, name):
+    folder, options, study, runs = committed(size, name)
+    stored = [row for row in report.read_claims(folder) if row["study"] == name]
+    made = [row for claim in study.claims if (row := report.claim_row(study, claim, runs, options)) is not None]
+    assert len(stored) == len(made) > 0
+    for old, new in zip(stored, sorted(made, key=report._place), strict=True):
+        close = {"effect": pytest.approx(new.pop("effect"), rel=1e-9), "interval": pytest.approx(new.pop("interval"))}
+        variants = {label: one["verdict"] for label, one in new.pop("variants").items()}
+        assert {label: one["verdict"] for label, one in old.pop("variants").items()} == variants
+        assert old == new | close
+
+
+@pytest.mark.parametrize(("size", "name"), CASES)
+def test_the_figure_drawn_again_is_the_same_to_the_byte(size, name):
+    folder, _, study, runs = committed(size, name)
+    made_with = json.loads((folder / "provenance.json").read_text())[name]["versions"]["matplotlib"]
+    if made_with != report.versions()["matplotlib"]:
+        pytest.skip(f"drawn with matplotlib {made_with}")
+    samples = json.loads((folder / "samples.json").read_text()).get(name, {})
+    assert plots.to_svg(study.draw, runs, samples) == (folder / f"{name}.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", HEADLINE)
+def test_the_best_learning_rates_lie_inside_their_grids(name):
+    """On every seed; a best rate at the edge of its grid could be anywhere beyond."""
+    provenance = json.loads((FIGURES / "provenance.json").read_text())[name]
+    assert [one["group"] for one in provenance["tuned_learning_rates"] if not one["inside"]] == []
+    assert provenance["seeds"] == list(range(N_SEEDS))
+
+
+def test_the_ledger_page_is_that_of_the_claims():
+    for folder, _ in PLACES.values():
+        samples = json.loads((folder / "samples.json").read_text())
+        assert (folder / "CLAIMS.md").read_text(encoding="utf-8") == report.ledger_page(
+            report.read_claims(folder), samples
+        )
