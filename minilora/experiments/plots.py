@@ -145,9 +145,9 @@ def by(
 def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1.9) -> None:
     """A base-2 logarithmic x axis with these ticks, and room for labels at the right."""
     ax.set_xscale("log", base=2)
-    ax.set_xticks(list(values), [f"{value:g}" if value >= 1 else f"1/{1 / value:g}" for value in values])
+    ax.set_xticks(list(values), [{0.25: "¼", 0.5: "½"}.get(value, f"{value:g}") for value in values])
     ax.set_xticks([], minor=True)
-    ax.set_xlim(min(values) / 1.35, max(values) * room**2)
+    ax.set_xlim(min(values) / 1.5, max(values) * room**2)
     ax.set_xlabel(label)
 
 

@@ -185,8 +185,8 @@ def _draw_losses(ax, runs: Runs) -> None:
 def _draw_rates(ax, runs: Runs) -> None:
     ranks = [2, 8, 32]
     for label, ratio_at, color, style in (
-        ("alpha = 2r", {2: 2, 8: 2, 32: 2}, plots.VALIDATION, "-"),
-        ("alpha = 16", {2: 8, 8: 2, 32: 0.5}, plots.TRAIN, ":"),
+        ("alpha = 2r", {2: 2, 8: 2, 32: 2}, plots.OTHER, "-"),
+        ("alpha = 16", {2: 8, 8: 2, 32: 0.5}, plots.BASE, ":"),
     ):
         columns = [RATES[0] * 10 ** (_best_rate(runs, r, ratio_at[r]) / 2) for r in ranks]
         plots.line(ax, ranks, columns, label, color, style=style)

@@ -138,7 +138,7 @@ def _panel(ax, runs: Runs, data, title: str) -> None:
     plots.line(ax, ranks, final_train, "training,\nat the end", plots.TRAIN)
     plots.level(ax, plots.start_of(of), "base,\nnot adapted", plots.BASE)
     plots.level(ax, of.where(method="full").tuned(lambda run: run.best), "full fine-tuning,\nat its best", plots.FULL)
-    plots.powers_of_two(ax, ranks, "rank r")
+    plots.powers_of_two(ax, ranks, f"rank r (learning rate {SHARED:g} for all)")
     ax.set(title=title, ylabel="loss (nats per letter)")
 
 
