@@ -266,7 +266,7 @@ def test_a_target_that_is_not_there_is_refused(base):
 
 
 def test_the_shipped_base_is_what_its_config_says(base):
-    stated = json.loads((DATA / "base" / "surnames" / "config.json").read_text())
+    stated = json.loads((DATA / "bases" / "surnames" / "config.json").read_text())
     assert fingerprint(base.params) == stated["fingerprint"]
     assert vars(base.config).items() <= stated.items()
     assert list(leaves(base.params)) == list(leaves(ml.init_params(base.config, np.random.default_rng(0))))
@@ -287,10 +287,10 @@ def test_an_unknown_base_is_refused_with_the_nearest_name():
 
 def test_a_damaged_base_is_refused(tmp_path, monkeypatch):
     """One changed bit in one weight."""
-    shutil.copytree(DATA / "base", tmp_path / "base")
+    shutil.copytree(DATA / "bases", tmp_path / "bases")
     monkeypatch.setattr(base_module, "files", lambda package: tmp_path)
     ml.load_base("surnames")
-    weights = tmp_path / "base" / "surnames" / "model.safetensors"
+    weights = tmp_path / "bases" / "surnames" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1000] ^= 1
     weights.write_bytes(content)

@@ -57,7 +57,7 @@ def test_the_sample_output_is_that_of_the_committed_quick_run():
 def test_the_base_is_as_described():
     base = ml.load_base()
     n_parameters = ml.count_parameters(base.params, None).total
-    stated = json.loads((ROOT / "minilora" / "data" / "base" / "surnames" / "config.json").read_text())
+    stated = json.loads((ROOT / "minilora" / "data" / "bases" / "surnames" / "config.json").read_text())
     assert f"scores\n{stated['validation_loss']:.3f} nats" in README
     assert f"{round(n_parameters, -3):,}" == "27,000"
     assert README.count("27,000") == 2

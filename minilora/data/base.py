@@ -21,5 +21,5 @@ def load_base(name: str = "surnames") -> Model:
     """
     if name not in BASES:
         raise ValueError(f"name: got {name!r}{nearest(name, BASES)}, takes one of {', '.join(map(repr, BASES))}")
-    with as_file(files("minilora.data") / "base" / name) as folder:
+    with as_file(files("minilora.data") / "bases" / name) as folder:
         return load_model(folder)
