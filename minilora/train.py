@@ -1,13 +1,12 @@
 """Training: the same loop pretrains, fine-tunes every parameter, and trains LoRA on a frozen base."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from minilora import ops
@@ -122,14 +121,9 @@ class DivergedError(FloatingPointError):
         return f"the loss is not finite at step {self.step}, with {self.settings}; a lower learning_rate may help"
 
 
-@functools.cache
-def _threadpools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 def one_blas_thread():
     """Hold BLAS to one thread inside a `with`: on these sizes two are slower, and results depend on their number."""
-    return _threadpools().limit(limits=1, user_api="blas")
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def fit(
