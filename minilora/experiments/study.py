@@ -64,6 +64,14 @@ def grid(base: Mapping[str, Any], **axes: Sequence[Any] | Callable[[dict], Any])
     return [cell | {name: value(cell) for name, value in derived.items()} for cell in cells]
 
 
+FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}  # settings of full fine-tuning, which has no adapter
+
+
+def alpha_2r(cell: Mapping[str, Any]) -> float:
+    """lora_alpha = 2r, to be derived in a `grid`."""
+    return 2.0 * cell["r"]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement of the article as a contrast that can fail, with its rule written before the run.

@@ -5,7 +5,7 @@ import numpy as np
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs, best_on_others
 from minilora.experiments.stats import optimum, slope
-from minilora.experiments.study import Claim, Study, grid
+from minilora.experiments.study import FULL, Claim, Study, grid
 
 R = 8
 RATIOS = (0.25, 0.5, 1, 2, 4, 8, 16)  # alpha / r
@@ -23,7 +23,6 @@ RATES_AT_R = {
 RATES_AT_OTHER_R = {(2, 2): RATES[1:5], (32, 2): RATES[0:4], (2, 8): RATES[0:4], (32, 0.5): RATES[1:4]}  # (r, alpha/r)
 ALLOWED = 0.01  # nats per letter that a good setting may give up against the best one
 DATA = {"n_train": 1000, "batch_size": 16, "steps": 200, "evaluate_every": 40}
-FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 
 
 def _cells(data, r: int, ratio: float, rates) -> list[dict]:
@@ -196,6 +195,7 @@ def _draw_rates(ax, runs: Runs) -> None:
 
 
 def draw(runs: Runs, samples):
+    """The figure of the study."""
     full_size = len(runs.where(method="lora", r=2)) > 0
     made, axes = plots.figure(
         1,

@@ -4,7 +4,7 @@ import numpy as np
 
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs
-from minilora.experiments.study import Claim, Study, grid
+from minilora.experiments.study import FULL, Claim, Study, grid
 
 R = 16
 RATE = 3e-3
@@ -12,7 +12,6 @@ PROBABILITIES = (0.0, 0.1, 0.2, 0.3, 0.5)
 SIZES = (100, 200, 500, 2775)
 SCARCE, AMPLE = 200, 2775
 FIXED = {"r": R, "lora_alpha": 2.0 * R, "learning_rate": RATE, "batch_size": 16, "steps": 300, "evaluate_every": 30}
-FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
 CELLS = [
     *grid(FIXED, n_train=SIZES, lora_dropout=PROBABILITIES),
     *grid(FIXED | FULL, n_train=[SCARCE, AMPLE], learning_rate=[3e-4, 1e-3, 3e-3]),
@@ -98,6 +97,7 @@ def _by_size(ax, runs: Runs) -> None:
 
 
 def draw(runs: Runs, samples):
+    """The figure of the study."""
     made, axes = plots.figure(1, 3, 4.4, "Dropout holds back overfitting on scarce data and learning on ample data")
     _panel(axes[0, 0], runs, SCARCE, "200 names")
     _panel(axes[0, 1], runs, AMPLE, "2,775 names")

@@ -4,7 +4,7 @@ import numpy as np
 
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs
-from minilora.experiments.study import Claim, Study, grid
+from minilora.experiments.study import FULL, Claim, Study, alpha_2r, grid
 
 TRUE_RANK = 2
 RANKS = (1, 2, 4, 8, 16)
@@ -21,22 +21,17 @@ SCARCE_RATES = {1: RATES[2:5], 2: RATES[1:5], 4: RATES[1:5], 8: RATES[1:4], 16: 
 PLANTED = {"task": "planted", "planted_rank": TRUE_RANK, "target_modules": "q_proj+v_proj", "schedule": "linear"}
 AMPLE = PLANTED | {"n_train": 2000, "batch_size": 32, "steps": 400, "evaluate_every": 100}
 SCARCE = PLANTED | {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 30}
-FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
-
-
-def _alpha(cell):
-    return 2.0 * cell["r"]
 
 
 CELLS = [
     cell
     for data, rates in ((AMPLE, AMPLE_RATES), (SCARCE, SCARCE_RATES))
     for r in RANKS
-    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=_alpha)
+    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=alpha_2r)
 ] + [cell for data in (AMPLE, SCARCE) for cell in grid(data | FULL, learning_rate=RATES[0:3])]
 QUICK = [
-    *grid(AMPLE | {"steps": 250}, r=[1, 2, 8], learning_rate=[SHARED["ample"]], lora_alpha=_alpha),
-    *grid(SCARCE | {"steps": 200}, r=[1, 2, 8], learning_rate=[SHARED["scarce"]], lora_alpha=_alpha),
+    *grid(AMPLE | {"steps": 250}, r=[1, 2, 8], learning_rate=[SHARED["ample"]], lora_alpha=alpha_2r),
+    *grid(SCARCE | {"steps": 200}, r=[1, 2, 8], learning_rate=[SHARED["scarce"]], lora_alpha=alpha_2r),
 ]
 
 
@@ -129,6 +124,7 @@ def _panel(ax, runs: Runs, amount: str, title: str) -> None:
 
 
 def draw(runs: Runs, samples):
+    """The figure of the study."""
     made, axes = plots.figure(
         1, 2, 4.3, "A rank below the true one cannot fit; a rank above it fits noise when names are few"
     )

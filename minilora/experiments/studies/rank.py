@@ -6,7 +6,7 @@ from minilora.data.base import load_base
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs
 from minilora.experiments.stats import slope
-from minilora.experiments.study import Claim, Study, grid
+from minilora.experiments.study import FULL, Claim, Study, alpha_2r, grid
 from minilora.lora import LoraConfig, init_adapter
 from minilora.model import param_shapes
 
@@ -18,26 +18,21 @@ SCARCE_RATES = {r: RATES[0:4] if r >= 16 else RATES[1:5] for r in RANKS}  # arou
 AMPLE_RATES = {r: RATES[2:6] if r <= 2 else RATES[2:5] if r <= 16 else RATES[1:5] for r in RANKS}
 SCARCE = {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 30}
 AMPLE = {"n_train": 2775, "batch_size": 16, "steps": 300, "evaluate_every": 75}
-FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}
-
-
-def _alpha(cell):
-    return 2.0 * cell["r"]
 
 
 CELLS = [
     cell
     for data, rates in ((SCARCE, SCARCE_RATES), (AMPLE, AMPLE_RATES))
     for r in RANKS
-    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=_alpha)
+    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=alpha_2r)
 ] + [
     *grid(SCARCE | FULL, learning_rate=RATES[0:4]),
     *grid(AMPLE | FULL, learning_rate=RATES[1:5]),
 ]
 BRIEF = {"steps": 150}
 QUICK = [
-    *grid(SCARCE | BRIEF, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=_alpha),
-    *grid(AMPLE | BRIEF, r=[1, 8], learning_rate=[SHARED], lora_alpha=_alpha),
+    *grid(SCARCE | BRIEF, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=alpha_2r),
+    *grid(AMPLE | BRIEF, r=[1, 8], learning_rate=[SHARED], lora_alpha=alpha_2r),
     *grid(SCARCE | BRIEF | FULL, learning_rate=[1e-3]),
     *grid(AMPLE | BRIEF | FULL, learning_rate=[3e-3]),
 ]
@@ -161,6 +156,7 @@ def _curves(ax, runs: Runs) -> None:
 
 
 def draw(runs: Runs, samples):
+    """The figure of the study."""
     made, axes = plots.figure(
         2, 2, 7.8, "A small rank cannot learn all of ample data; a large rank learns scarce data by heart"
     )
