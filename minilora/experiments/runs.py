@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora.experiments.study import Settings, as_columns
+from minilora.experiments.study import Settings
 
 MEASURED = ("step", "train_loss", "validation_loss", "change_norm")  # one value an evaluation
 CONSTANT = ("floor", "train_floor", "trainable", "diverged_at")  # one value a run
@@ -142,7 +142,7 @@ def to_csv(runs: Runs) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for run in runs:
-        shared = as_columns(run.settings) | {name: getattr(run, name) for name in CONSTANT}
+        shared = dataclasses.asdict(run.settings) | {name: getattr(run, name) for name in CONSTANT}
         for values in zip(*(getattr(run, name) for name in MEASURED), strict=True):
             writer.writerow(shared | dict(zip(MEASURED, values, strict=True)))
     return text.getvalue()

@@ -122,8 +122,3 @@ def load_studies() -> dict[str, Study]:
     found = {module.STUDY.name: module.STUDY for module in modules}
     order = [*HEADLINE, *sorted(found.keys() - set(HEADLINE))]
     return {name: found[name] for name in order}
-
-
-def as_columns(settings: Settings) -> dict[str, Any]:
-    """The settings as a flat dict."""
-    return dataclasses.asdict(settings)
