@@ -17,6 +17,7 @@ from minilora.lora import (
 )
 from minilora.model import Model, ModelConfig, forward, init_params
 from minilora.optim import AdamW, AdamWState
+from minilora.stack import FineTuning, fit_stack
 from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Adapter",
     "Dataset",
     "DivergedError",
+    "FineTuning",
     "History",
     "LoraConfig",
     "Model",
@@ -37,6 +39,7 @@ __all__ = [
     "encode",
     "evaluate",
     "fit",
+    "fit_stack",
     "forward",
     "init_adapter",
     "init_params",

@@ -12,49 +12,66 @@ from typing import Any
 import autograd.numpy  # noqa: F401  (registers arrays with autograd, so that `x + y` works on traced arrays)
 import numpy as np
 from autograd.core import VJPNode, toposort
-from autograd.extend import defvjp_argnums, primitive
-from autograd.tracer import isbox, new_box, trace_stack
+from autograd.tracer import Box, new_box, trace_stack
 
 Array = np.ndarray
-Backward = Callable[[Array], tuple[Callable[[], Array] | None, ...]]
+Gradient = Callable[[Array], Array]
 
 
-def operation(function: Callable[..., tuple[Any, Backward]]) -> Callable[..., Any]:
-    """Make an autograd primitive of a function that returns (answer, backward).
+def operation(function: Callable[..., tuple[Any, tuple[Gradient | None, ...]]]) -> Callable[..., Any]:
+    """Make a differentiable operation of a function that returns its answer and one gradient function per argument.
+
+    Each takes `g`, the gradient of the loss with respect to the answer, and returns the gradient with respect to its
+    argument. Only those of traced arguments are kept, so what the others alone would need is freed at once. A gradient
+    with leading axes that its argument lacks, which was broadcast along them, is summed over them here.
 
     >>> import autograd
     >>> @operation
     ... def square(x):
-    ...     return x * x, lambda g: (lambda: 2 * x * g,)
+    ...     return x * x, (lambda g: 2 * x * g,)
     >>> float(autograd.grad(square)(3.0))
     6.0
     """
 
-    @primitive
-    def taped(tape, *arguments):
-        answer, tape["backward"] = function(*arguments)
-        return answer
-
-    def make_vjp(argnums, answer, arguments, kwargs):
-        backward = arguments[0]["backward"]
-
-        def vjp(g):
-            thunks = backward(g)
-            return tuple(thunks[i - 1]() for i in argnums)  # argument 0 is the tape
-
-        return vjp
-
-    defvjp_argnums(taped, make_vjp)
-
     @functools.wraps(function)
     def call(*arguments):
-        return taped({}, *arguments)
+        traced = [i for i, argument in enumerate(arguments) if isinstance(argument, Box)]
+        values = list(arguments)
+        for i in traced:
+            values[i] = arguments[i]._value
+        answer, gradients = function(*values)
+        if not traced:
+            return answer
+        kept = [(gradients[i], np.ndim(values[i])) for i in traced]
+        node = VJPNode.new_root()
+        node.parents = [arguments[i]._node for i in traced]
+        node.vjp = lambda g: [_summed(gradient(g), n_axes) for gradient, n_axes in kept]
+        return new_box(answer, arguments[traced[0]]._trace, node)
 
     return call
 
 
+def _summed(gradient: Array, n_axes: int) -> Array:
+    extra = np.ndim(gradient) - n_axes
+    return gradient.sum(tuple(range(extra))) if extra > 0 else gradient
+
+
+def once(function: Gradient) -> Gradient:
+    """What the gradients of several arguments share: computed for the first that asks, remembered for the others."""
+    last: list[Array] = []
+
+    def remembered(g):
+        if not last or last[0] is not g:
+            last[:] = g, function(g)
+        return last[1]
+
+    return remembered
+
+
 def value_and_gradients(function: Callable[[Mapping[str, Any]], Any], arrays: Mapping[str, Array]):
     """(value, {name: gradient}) of a scalar function of named arrays.
+
+    Where the function gives several values, as for stacked runs, the gradient is that of their sum.
 
     Only what depends on these arrays is recorded, so nothing is computed for arrays that are not among them.
 
@@ -67,7 +84,7 @@ def value_and_gradients(function: Callable[[Mapping[str, Any]], Any], arrays: Ma
     with trace_stack.new_trace() as trace:
         answer = function({name: new_box(array, trace, roots[name]) for name, array in arrays.items()})
     gradients: dict[VJPNode, Array] = {}
-    if isbox(answer):
+    if isinstance(answer, Box):
         gradients[answer._node] = np.ones_like(answer._value)
         for node in toposort(answer._node):  # from the answer back: each node after all that use it
             if not node.parents:

@@ -3,10 +3,10 @@
 import numpy as np
 
 from minilora.checks import check_integer, check_number
+from minilora.conditions import one_blas_thread
 from minilora.data.names import BOUNDARY, N_TOKENS, decode
 from minilora.lora import Adapter, check_base
 from minilora.model import Model, forward
-from minilora.train import one_blas_thread
 
 
 def sample_names(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minilora import ops
 from minilora.lora_config import LoraConfig, pattern_for
 from minilora.model import Params, linear_paths
 from minilora.trees import fingerprint, leaves, nested
@@ -32,6 +33,12 @@ class Adapter:
         """Everything that trains: {"layers.0.q_proj.lora_A": ..., "layers.0.q_proj.bias": ...}."""
         biases = {f"{path}.bias": bias for path, bias in self.biases.items()}
         return {f"{path}.{name}": array for path, pair in self.factors.items() for name, array in pair.items()} | biases
+
+    def dropout_mask(self, x, rng: np.random.Generator | None) -> np.ndarray | None:
+        """A fresh mask for the input of one module, or None where nothing is dropped."""
+        if rng is None or self.config.lora_dropout == 0:
+            return None
+        return ops.dropout_mask(x.shape, self.config.lora_dropout, rng, x.dtype)
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> "Adapter":
         """The same adapter with other arrays, keyed as in `arrays()`."""

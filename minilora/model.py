@@ -112,18 +112,22 @@ def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=No
     if adapter is not None and not adapter.factors.keys() <= set(linear_paths(params)):
         unknown = sorted(adapter.factors.keys() - set(linear_paths(params)))
         raise ValueError(f"adapter: made for another model, has factors for {', '.join(unknown)}")
-    x = ops.embed(tokens, params["embed_tokens"]["weight"], params["embed_positions"]["weight"])
+    table = params["embed_tokens"]["weight"]
+    x = ops.embed(tokens, table, params["embed_positions"]["weight"])  # (..., B, T) -> (..., N, d), N = B T
     for i, layer in enumerate(params["layers"]):
         path = f"layers.{i}"
-        x = x + _attention(layer, _norm(layer, "input_layernorm", path, x, adapter), config, path, adapter, rng)
-        x = x + _mlp(layer, _norm(layer, "post_attention_layernorm", path, x, adapter), path, adapter, rng)
+        h = _norm(layer, "input_layernorm", path, x, adapter)
+        x = ops.add(x, _attention(layer, h, tokens.shape[-1], config.n_heads, path, adapter, rng))
+        h = _norm(layer, "post_attention_layernorm", path, x, adapter)
+        x = ops.add(x, _mlp(layer, h, path, adapter, rng))
     x = _norm(params, "norm", "", x, adapter)
-    return ops.linear(x, params["embed_tokens"]["weight"], None)  # the tied head: (..., T, d) -> (..., T, V)
+    logits = ops.linear(x, table, None)  # the tied head: (..., N, d) -> (..., N, V)
+    return ops.reshape(logits, *logits.shape[:-2], *tokens.shape[-2:], -1)  # -> (..., B, T, V)
 
 
-def _attention(layer, x, config, path, adapter, rng):
+def _attention(layer, x, n_tokens, n_heads, path, adapter, rng):
     q, k, v = (_project(layer, name, path, x, adapter, rng) for name in ("q_proj", "k_proj", "v_proj"))
-    return _project(layer, "o_proj", path, ops.causal_attention(q, k, v, config.n_heads), adapter, rng)
+    return _project(layer, "o_proj", path, ops.causal_attention(q, k, v, n_tokens, n_heads), adapter, rng)
 
 
 def _mlp(layer, x, path, adapter, rng):
@@ -145,9 +149,7 @@ def _project(layer, name, path, x, adapter, rng):
     bias = _bias(module, path, adapter)
     if adapter is None or path not in adapter.factors:
         return ops.linear(x, module["weight"], bias)
-    factors, p = adapter.factors[path], adapter.config.lora_dropout
-    mask = ops.dropout_mask(x.shape, p, rng, module["weight"].dtype) if rng is not None and p > 0 else None
-    scaling = adapter.scaling[path]
+    factors, scaling, mask = adapter.factors[path], adapter.scaling[path], adapter.dropout_mask(x, rng)
     return ops.lora_linear(x, module["weight"], bias, factors["lora_A"], factors["lora_B"], scaling, mask)
 
 

@@ -1,98 +1,95 @@
 """The few differentiable operations of the model, each with its hand-derived backward pass beside it.
 
-An operation is a function that returns its answer and a function `backward`. Given `g`, the gradient of the loss
-with respect to the answer, `backward(g)` returns one thunk (a function without arguments) per argument. Only
-the thunks of arguments that train are ever called, so a frozen weight costs nothing in the backward pass.
-`@operation` (in `autodiff.py`) hands the pair to `autograd`, which keeps the tape and applies the chain rule.
+An operation is a function that returns its answer and, for each argument, a function of `g`, the gradient of the loss
+with respect to the answer, that returns the gradient with respect to that argument. Only those of arguments that train
+are ever called, so a frozen weight costs nothing in the backward pass. `@operation` (in `autodiff.py`) hands them to
+`autograd`, which keeps the tape and applies the chain rule.
 
-Shapes: B batch, T tokens, d features, H heads, V vocabulary, r rank. `...` stands for any leading axes.
+Shapes: B batch, T tokens, N = B T rows (one large matrix product beats many small ones), d features, H heads,
+V vocabulary, r rank. `...` stands for any axes before these, which broadcast as in NumPy. One may be for several
+adapters on one base, each with its own factors: each has its own products, so that its numbers are the same, to the
+bit, whatever it is stacked with.
 """
 
 import functools
 
 import numpy as np
 
-from minilora.autodiff import Array, operation
+from minilora.autodiff import Array, once, operation
 
 
-def rows(x: Array) -> Array:
-    """All leading axes as one: (..., d) -> (N, d). One large matrix product beats many small ones."""
-    return x.reshape(-1, x.shape[-1])
+def mean_last(x: Array, y: Array | None = None) -> Array:
+    """Mean of x, or of x y, over the last axis, which stays: (..., d) -> (..., 1). Faster than `mean` on short axes."""
+    d = x.shape[-1]
+    return (x @ np.full(d, 1 / d, x.dtype) if y is None else np.vecdot(x, y) / d)[..., None]
 
 
-def sum_last(x: Array) -> Array:
-    """Sum over the last axis, which stays: (..., d) -> (..., 1). On short axes einsum is four times faster than sum."""
-    return np.einsum("...i->...", x)[..., None]
+@operation
+def add(x, y):
+    """x + y; dx = dy = g."""
+    return x + y, (lambda g: g, lambda g: g)
 
 
-def max_last(x: Array) -> Array:
-    """Maximum over the last axis, which stays. On short axes a copy with that axis first is six times faster."""
-    return np.ascontiguousarray(np.moveaxis(x, -1, 0)).max(0)[..., None]
-
-
-def dot_last(x: Array, y: Array) -> Array:
-    """Inner products over the last axis, which stays: (..., d), (..., d) -> (..., 1)."""
-    return np.einsum("...i,...i->...", x, y)[..., None]
+@operation
+def reshape(x, *shape: int):
+    """The same numbers in another shape."""
+    before = x.shape
+    return x.reshape(shape), (lambda g: g.reshape(before),)
 
 
 @operation
 def linear(x: Array, weight: Array, bias: Array | None):
-    """y = x W^T + b, for x (..., in), weight (out, in), bias (out,) or None; y is (..., out).
-
-    Backward: dx = g W, dW = g^T x, db = sum of g over all but the last axis.
-    """
-    y = rows(x) @ weight.T  # (N, in) -> (N, out)
+    """y = x W^T + b, for x (..., N, in), weight (out, in), bias (..., out) or None; y is (..., N, out)."""
+    y = x @ weight.T  # (..., N, in) -> (..., N, out)
     if bias is not None:
-        y += bias
+        y = plus_bias(y, bias)
+    return y, (
+        lambda g: g @ weight,  # dx
+        lambda g: g.mT @ x,  # dW
+        lambda g: g.sum(-2),  # db
+    )
 
-    def backward(g):
-        return (
-            lambda: g @ weight,
-            lambda: rows(g).T @ rows(x),
-            lambda: rows(g).sum(0),
-        )
 
-    return y.reshape(*x.shape[:-1], -1), backward
+def plus_bias(y: Array, bias: Array) -> Array:
+    """y + b, in place unless stacked runs that share y have each their own b (..., out)."""
+    return np.add(y, bias, out=y) if bias.ndim == 1 else y + bias[..., None, :]
 
 
 @operation
-def lora_linear(x, weight, bias, lora_A, lora_B, scaling: float, mask: Array | None):
+def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask: Array | None):
     """y = x W^T + b + s ((m * x) A^T) B^T: LoRA (Hu et al. 2021, arXiv 2106.09685, eq. 3), not merged.
 
-    x (..., in), weight (out, in), bias (out,), lora_A (r, in), lora_B (out, r), scaling s = alpha / r,
-    mask m like x, already divided by 1 - p (see `dropout_mask`), or None for no dropout. y is (..., out).
+    x (..., N, in), weight (out, in), bias (..., out) or None, lora_A (..., r, in), lora_B (..., out, r), scaling
+    s = alpha / r as a number or (..., 1, 1), mask m like x, already divided by 1 - p (see `dropout_mask`), or None
+    for no dropout. y is (..., N, out).
 
     Backward, with u = (m * x) A^T and h = s g B, the gradient of u:
     dA = h^T (m * x), dB = s g^T u, dx = g W + m * (h A).
     So at B = 0 the gradient of A is zero and that of B is not: B moves first.
     """
-    dropped = rows(x) if mask is None else rows(x * mask)
-    u = dropped @ lora_A.T  # (N, in) -> (N, r)
-    y = rows(x) @ weight.T
+    dropped = x if mask is None else x * mask
+    u = dropped @ lora_A.mT  # (..., N, in) -> (..., N, r)
+    y = (scaling * u) @ lora_B.mT  # (..., N, r) -> (..., N, out)
+    y += x @ weight.T
     if bias is not None:
-        y += bias
-    y += (scaling * u) @ lora_B.T  # (N, r) -> (N, out)
+        y += bias[..., None, :]
 
-    def backward(g):
-        g = rows(g)
-        h = scaling * (g @ lora_B)  # (N, out) -> (N, r)
+    h = once(lambda g: scaling * (g @ lora_B))  # (..., N, out) -> (..., N, r)
 
-        def grad_x():
-            through_adapter = h @ lora_A
-            if mask is not None:
-                through_adapter *= rows(mask)
-            through_adapter += g @ weight
-            return through_adapter.reshape(x.shape)
+    def grad_x(g):
+        through_adapter = h(g) @ lora_A
+        if mask is not None:
+            through_adapter *= mask
+        through_adapter += g @ weight
+        return through_adapter
 
-        return (
-            grad_x,
-            lambda: g.T @ rows(x),
-            lambda: g.sum(0),
-            lambda: h.T @ dropped,
-            lambda: g.T @ (scaling * u),
-        )
-
-    return y.reshape(*x.shape[:-1], -1), backward
+    return y, (
+        grad_x,
+        lambda g: g.mT @ x,  # dW
+        lambda g: g.sum(-2),  # db
+        lambda g: h(g).mT @ dropped,  # dA
+        lambda g: g.mT @ (scaling * u),  # dB
+    )
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dtype) -> Array:
@@ -114,146 +111,168 @@ def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dty
 def layer_norm(x, gain, bias, eps: float):
     """y = gain * n + bias, n = (x - mean) / sqrt(variance + eps) over the last axis (Ba et al. 2016, arXiv 1607.06450).
 
-    x (..., d), gain and bias (d,). Backward, with h = g * gain and v = 1 / sqrt(variance + eps):
-    dx = v (h - mean(h) - n mean(h n)), dgain = sum of g n, dbias = sum of g over all but the last axis.
+    x (..., N, d), gain and bias (..., d). Backward, with h = g * gain and v = 1 / sqrt(variance + eps):
+    dx = v (h - mean(h) - n mean(h n)), dgain = sum of g n, dbias = sum of g over the rows.
     """
-    d = x.shape[-1]
-    centered = x - sum_last(x) / d
-    variance = dot_last(centered, centered) / d
-    inverse_deviation = 1 / np.sqrt(variance + eps)
-    n = centered * inverse_deviation
+    n = x - mean_last(x)  # in place from here on
+    inverse_deviation = 1 / np.sqrt(mean_last(n, n) + eps)
+    n *= inverse_deviation
 
-    def backward(g):
-        def grad_x():
-            h = g * gain
-            return inverse_deviation * (h - sum_last(h) / d - n * (dot_last(h, n) / d))
+    def grad_x(g):
+        h = g * gain
+        along_n = mean_last(h, n)
+        h -= mean_last(h)
+        h -= n * along_n
+        h *= inverse_deviation
+        return h
 
-        return (
-            grad_x,
-            lambda: rows(g * n).sum(0),
-            lambda: rows(g).sum(0),
-        )
-
-    return n * gain + bias, backward
+    return plus_bias(n * gain, bias), (
+        grad_x,
+        lambda g: (g * n).sum(-2),  # dgain
+        lambda g: g.sum(-2),  # dbias
+    )
 
 
 @operation
 def relu(x):
     """y = max(x, 0); dx = g where x > 0, else 0 (also at 0, as PyTorch has it)."""
-    y = np.maximum(x, 0)
-    return y, lambda g: (lambda: g * (y > 0),)
+    positive = x > 0
+    return np.maximum(x, 0), (lambda g: g * positive,)
 
 
 @functools.cache
-def future(n_tokens: int) -> Array:
-    """True where a query (row) would look at a later token (column): (T, T)."""
-    return np.triu(np.ones((n_tokens, n_tokens), dtype=bool), k=1)
+def future(n_tokens: int, n_axes: int) -> Array:
+    """-inf where a query (last axis) would look at a later key (first axis), else 0: (T, 1, ..., 1, T)."""
+    mask = np.where(np.tri(n_tokens, k=-1), np.float32(-np.inf), np.float32(0))
+    return mask.reshape(n_tokens, *[1] * (n_axes - 2), n_tokens)
 
 
-def split_heads(x: Array, n_heads: int) -> Array:
+def split_heads(x: Array, n_tokens: int, n_heads: int) -> Array:
     """Head h owns the features h d/H ... (h+1) d/H - 1. A view."""
-    *leading, n_tokens, d = x.shape
-    return x.reshape(*leading, n_tokens, n_heads, d // n_heads).swapaxes(-2, -3)  # (..., T, d) -> (..., H, T, d/H)
+    *leading, n_rows, d = x.shape
+    heads = x.reshape(*leading, n_rows // n_tokens, n_tokens, n_heads, d // n_heads)
+    return heads.swapaxes(-2, -3)  # (..., N, d) -> (..., B, H, T, d/H)
 
 
-def join_heads(x: Array) -> Array:
-    """The inverse of `split_heads`."""
-    *leading, n_heads, n_tokens, d_head = x.shape
-    return x.swapaxes(-2, -3).reshape(*leading, n_tokens, n_heads * d_head)  # (..., H, T, d/H) -> (..., T, d)
+def product_of_heads(x: Array, y: Array) -> Array:
+    """x y for each head, joined: (..., B, H, T, T), (..., B, H, T, d/H) -> (..., N, d).
+
+    The products are written where they belong, which undoes `split_heads` at no cost.
+    """
+    *leading, n_batch, n_heads, n_tokens, _ = max(x.shape, y.shape, key=len)
+    d_head = y.shape[-1]
+    joined = np.empty((*leading, n_batch, n_tokens, n_heads, d_head), y.dtype)
+    np.matmul(x, y, out=joined.swapaxes(-2, -3))
+    return joined.reshape(*leading, n_batch * n_tokens, n_heads * d_head)
+
+
+def keys_first(x: Array, y: Array) -> Array:
+    """x y^T for each head, with the axis of keys in front: (..., H, T, d/H) twice -> (T, ..., H, T).
+
+    What softmax does along the keys is then a few long loops in place of many short ones, three times faster.
+    """
+    leading = max(x.shape[:-2], y.shape[:-2], key=len)
+    products = np.empty((y.shape[-2], *leading, x.shape[-2]), x.dtype)
+    np.matmul(x, y.mT, out=keys_last(products))
+    return products
+
+
+def keys_last(x: Array) -> Array:
+    """A view of what is keyed first as matrices: (T, ..., H, T) -> (..., H, T, T)."""
+    return x.transpose(*range(1, x.ndim), 0)
 
 
 @operation
-def causal_attention(q, k, v, n_heads: int):
+def causal_attention(q, k, v, n_tokens: int, n_heads: int):
     """softmax(Q K^T / sqrt(d/H)) V per head; no token sees a later one (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    q, k, v and the answer are (..., T, d). Backward per head, with P the probabilities and S the scores:
+    q, k, v and the answer are (..., N, d), for sequences of T = `n_tokens` rows each. Backward per head, with P the
+    probabilities and S the scores:
     dV = P^T g, dP = g V^T, dS = P * (dP - sum over keys of dP * P), dQ = dS K / sqrt(d/H), dK = dS^T Q / sqrt(d/H).
     """
-    q, k, v = (split_heads(x, n_heads) for x in (q, k, v))
+    q, k, v = (split_heads(x, n_tokens, n_heads) for x in (q, k, v))
     scale = q.shape[-1] ** -0.5
-    probabilities = (q * scale) @ k.swapaxes(-1, -2)  # (..., H, T, d/H) -> (..., H, T, T)
-    np.copyto(probabilities, -np.inf, where=future(q.shape[-2]))
-    probabilities -= max_last(probabilities)
-    np.exp(probabilities, out=probabilities)
-    probabilities /= sum_last(probabilities)
+    p = keys_first(q * scale, k)  # scores, made into probabilities in place
+    p += future(n_tokens, p.ndim)
+    p -= p.max(0)
+    np.exp(p, out=p)
+    p /= p.sum(0)
 
-    def backward(g):
-        g = split_heads(g, n_heads)
+    heads_of = functools.partial(split_heads, n_tokens=n_tokens, n_heads=n_heads)
 
-        @functools.cache
-        def grad_scores():
-            d_probabilities = g @ v.swapaxes(-1, -2)  # (..., H, T, d/H) -> (..., H, T, T)
-            d_probabilities -= dot_last(d_probabilities, probabilities)
-            d_probabilities *= probabilities
-            d_probabilities *= scale
-            return d_probabilities
+    @once
+    def grad_scores(g):
+        d_p = keys_first(heads_of(g), v)
+        d_p -= (d_p * p).sum(0)
+        d_p *= p
+        d_p *= scale
+        return keys_last(d_p)
 
-        return (
-            lambda: join_heads(grad_scores() @ k),
-            lambda: join_heads(grad_scores().swapaxes(-1, -2) @ q),
-            lambda: join_heads(probabilities.swapaxes(-1, -2) @ g),
-        )
-
-    return join_heads(probabilities @ v), backward
+    return product_of_heads(keys_last(p), v), (
+        lambda g: product_of_heads(grad_scores(g), k),  # dQ
+        lambda g: product_of_heads(grad_scores(g).mT, q),  # dK
+        lambda g: product_of_heads(keys_last(p).mT, heads_of(g)),  # dV
+    )
 
 
 @operation
 def embed(tokens: Array, token_table: Array, position_table: Array):
-    """Row tokens[..., t] of the token table plus row t of the position table: (..., T) -> (..., T, d).
+    """Row tokens[..., t] of the token table plus row t of the position table: (..., B, T) -> (..., N, d).
 
     Backward: each row of a table gets the sum of the gradients of the places that used it, written as a product
     with one-hot rows, which is no larger than the logits.
     """
-    n_tokens = tokens.shape[-1]
+    *leading, n_tokens = tokens.shape
+    answer = token_table[tokens] + position_table[:n_tokens]  # (..., B, T, d)
 
-    def backward(g):
-        def grad_tokens():
-            one_hot = tokens.reshape(-1) == np.arange(len(token_table))[:, None]  # (V, N)
-            return one_hot.astype(g.dtype) @ rows(g)
+    def grad_tokens(g):
+        one_hot = tokens.reshape(-1) == np.arange(len(token_table))[:, None]  # (V, all tokens)
+        return one_hot.astype(g.dtype) @ g.reshape(-1, g.shape[-1])
 
-        def grad_positions():
-            grad = np.zeros_like(position_table)
-            grad[:n_tokens] = g.reshape(-1, n_tokens, g.shape[-1]).sum(0)
-            return grad
+    def grad_positions(g):
+        grad = np.zeros_like(position_table)
+        grad[:n_tokens] = g.reshape(-1, n_tokens, g.shape[-1]).sum(0)
+        return grad
 
-        return None, grad_tokens, grad_positions
-
-    return token_table[tokens] + position_table[:n_tokens], backward
+    return answer.reshape(*leading[:-1], -1, answer.shape[-1]), (None, grad_tokens, grad_positions)
 
 
 @operation
 def cross_entropy(logits, targets: Array):
-    """Mean of -log softmax(logits)[target], in nats per token.
+    """Mean over batch and tokens of -log softmax(logits)[target], in nats per token: (..., B, T, V) -> (...).
 
-    logits (..., T, V). targets is (..., T) integers, -1 where there is nothing to predict, or (..., T, V)
-    probabilities, all zero there (then the answer is the cross-entropy to that distribution).
+    targets is (..., B, T) integers, -1 where there is nothing to predict, or (..., B, T, V) probabilities, all zero
+    there (then the answer is the cross-entropy to that distribution).
     Backward: (softmax(logits) - target) / number of tokens counted.
     """
-    targets, counted = _target_rows(targets, logits)
-    shifted = rows(logits) - max_last(rows(logits))  # (..., T, V) -> (N, V)
+    targets, counted = _target_columns(targets, logits)
+    shifted = columns(logits)  # (..., B, T, V) -> (V, ..., N)
+    shifted = shifted - shifted.max(0)
     exponentials = np.exp(shifted)
-    totals = sum_last(exponentials)
-    losses = (np.log(totals) - dot_last(shifted, targets))[:, 0]
-    n_counted = np.maximum(counted.sum(), 1)
-    loss = (losses * counted).sum() / n_counted
+    totals = exponentials.sum(0)
+    losses = np.log(totals) - (shifted * targets).sum(0)  # (..., N)
+    share = counted / np.maximum(counted.sum(-1, keepdims=True), 1)
+    shape = logits.shape
 
-    def backward(g):
-        def grad_logits():
-            grad = exponentials / totals
-            grad -= targets
-            grad *= (counted * (g / n_counted))[:, None]
-            return grad.reshape(logits.shape)
+    def grad_logits(g):
+        grad = exponentials / totals
+        grad -= targets
+        grad *= share * g[..., None]
+        return np.moveaxis(grad, 0, -1).reshape(shape)  # (V, ..., N) -> (..., B, T, V)
 
-        return (grad_logits,)
-
-    return loss, backward
+    return (losses * share).sum(-1), (grad_logits,)
 
 
-def _target_rows(targets: Array, logits: Array) -> tuple[Array, Array]:
-    """Targets as distributions (N, V), and 1 or 0 for each row that counts or not (N,)."""
-    if targets.ndim == logits.ndim:
-        targets = rows(targets).astype(logits.dtype, copy=False)
-        return targets, targets.any(-1).astype(logits.dtype)
-    targets = targets.reshape(-1, 1)
-    one_hot = (targets == np.arange(logits.shape[-1])).astype(logits.dtype)
-    return one_hot, (targets[:, 0] >= 0).astype(logits.dtype)
+def columns(x: Array) -> Array:
+    """Classes first, which makes softmax over them faster: (..., B, T, V) -> (V, ..., N)."""
+    return np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[:-3], -1, x.shape[-1]), -1, 0))
+
+
+def _target_columns(targets: Array, logits: Array) -> tuple[Array, Array]:
+    """Targets as distributions (V, ..., N), and 1 or 0 for each token that counts or not (..., N)."""
+    counted = targets.any(-1) if targets.dtype.kind == "f" else targets >= 0
+    if targets.dtype.kind != "f":
+        targets = targets[..., None] == np.arange(logits.shape[-1])  # one-hot: (..., B, T) -> (..., B, T, V)
+    alone = [1] * (logits.ndim - targets.ndim)  # targets that stacked runs share
+    targets = columns(targets.reshape(*alone, *targets.shape))
+    return targets.astype(logits.dtype), counted.reshape(targets.shape[1:]).astype(logits.dtype)

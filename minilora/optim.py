@@ -59,18 +59,21 @@ class AdamW:
         parameters: np.ndarray,
         gradient: np.ndarray,
         state: AdamWState,
-        learning_rate: float | None = None,
+        learning_rate: float | np.ndarray | None = None,
     ) -> tuple[np.ndarray, AdamWState]:
-        """New parameters and state; nothing is written to. A schedule passes its own `learning_rate`."""
-        lr = self.learning_rate if learning_rate is None else float(learning_rate)
+        """New parameters and state; nothing is written to.
+
+        A schedule passes its own `learning_rate`: a number, or for stacked runs one a row, (S, 1) beside (S, P).
+        """
+        lr = np.asarray(self.learning_rate if learning_rate is None else learning_rate)
         b1, b2 = self.betas
         step = state.step + 1
         first = b1 * state.first + (1 - b1) * gradient
         second = b2 * state.second + (1 - b2) * gradient * gradient
         deviation = np.sqrt(second) / math.sqrt(1 - b2**step) + self.eps
         direction = np.divide(first, deviation, out=np.zeros_like(first), where=deviation > 0)  # 0/0 is 0 at eps = 0
-        decayed = (1 - lr * self.weight_decay) * parameters
-        return decayed - (lr / (1 - b1**step)) * direction, AdamWState(step, first, second)
+        kept, size = (x.astype(parameters.dtype) for x in (1 - lr * self.weight_decay, lr / (1 - b1**step)))
+        return kept * parameters - size * direction, AdamWState(step, first, second)
 
 
 def scheduled(schedule: str, peak: float, step: int, n_steps: int, warmup_steps: int = 0) -> float:

@@ -1,17 +1,18 @@
 """Training: the same loop pretrains, fine-tunes every parameter, and trains LoRA on a frozen base."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from minilora import ops
 from minilora.autodiff import value_and_gradients
 from minilora.checks import check_integer, check_number, check_one_of, normalize
+from minilora.conditions import one_blas_thread, working_conditions
 from minilora.lora import Adapter, LoraConfig, check_base, init_adapter
 from minilora.model import Model, ModelConfig, check_tokens, forward
 from minilora.optim import SCHEDULES, AdamW, scheduled
@@ -121,9 +122,16 @@ class DivergedError(FloatingPointError):
         return f"the loss is not finite at step {self.step}, with {self.settings}; a lower learning_rate may help"
 
 
-def one_blas_thread():
-    """Hold BLAS to one thread inside a `with`: on these sizes two are slower, and results depend on their number."""
-    return threadpool_limits(limits=1, user_api="blas")
+class Streams(NamedTuple):
+    """The random streams of a run, one for each use, so that runs that share a seed see the same batches."""
+
+    init: np.random.Generator  # where the factors start
+    order: np.random.Generator  # of the training data
+    dropout: np.random.Generator
+
+    @classmethod
+    def of(cls, seed: int) -> "Streams":
+        return cls(*(np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)))
 
 
 def fit(
@@ -143,23 +151,19 @@ def fit(
     share a seed see the same batches whatever their LoraConfig. `watch(step, trained)` is called at each evaluation.
     Raises DivergedError where the loss stops being finite, ValueError for data that does not fit the model.
     """
-    check_integer("seed", seed, at_least=0)
-    check_dataset("train", train, base.config)
-    check_dataset("validation", validation, base.config)
-    init_rng, order_rng, dropout_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
-    start = base if lora is None else init_adapter(base.params, lora, init_rng)
-    trainable = Trainable(base, start)
-    rng = dropout_rng if lora is not None and lora.lora_dropout > 0 else None
+    check_fit(base, train, validation, seed)
+    streams = Streams.of(seed)
+    trainable = Trainable(base, base if lora is None else init_adapter(base.params, lora, streams.init))
     n_steps = config.total_steps(len(train.inputs))
-    recorder = _Recorder(base, train, validation, config, watch, f"{lora}, {config}, seed={seed}")
+    recorder = Recorder(base, train, validation, config, watch, f"{lora}, {config}, seed={seed}")
     bar = tqdm(total=n_steps, disable=None if progress else True, delay=2, unit="step")
-    with one_blas_thread(), np.errstate(all="ignore"), bar:  # what overflows is reported as DivergedError
+    with working_conditions(), bar:
         adamw = config.optimizer()
         vector, state = trainable.vector, adamw.init(trainable.vector)
-        for step, batch in enumerate(batches(train, config.batch_size, n_steps, order_rng)):
+        for step, batch in enumerate(batches(train, config.batch_size, n_steps, streams.order)):
             if step % config.evaluate_every == 0 and recorder.should_stop(step, trainable.at(vector)):
                 break
-            loss, gradient = trainable.loss_and_gradient(vector, batch, rng)
+            loss, gradient = trainable.loss_and_gradient(vector, batch, streams.dropout)
             if not math.isfinite(loss):
                 raise DivergedError(step, recorder.settings, recorder.measured)
             lr = scheduled(config.schedule, config.learning_rate, step, n_steps, config.warmup_steps)
@@ -170,30 +174,40 @@ def fit(
     return recorder.history(stopped_early=recorder.measured[-1][0] < n_steps)
 
 
+def check_fit(base: Model, train: Dataset, validation: Dataset, seed: int) -> None:
+    """ValueError unless these can be trained on."""
+    check_integer("seed", seed, at_least=0)
+    check_dataset("train", train, base.config)
+    check_dataset("validation", validation, base.config)
+
+
 class Trainable:
     """What trains, as one flat vector, so that AdamW updates one array; the rest is out of the gradient's reach.
 
     The arrays of the model and the adapter are parted into those that train and those that do not: each is on
-    exactly one side.
+    exactly one side. All that trains may have leading axes `stack` = (S,), for S runs at once; then so has the vector.
     """
 
-    def __init__(self, base: Model, start: Adapter | Model):
+    def __init__(self, base: Model, start: Adapter | Model, stack: tuple[int, ...] = ()):
         self.base, self.start = base, start
         arrays = leaves(start.params) if isinstance(start, Model) else start.arrays()
         self.frozen = {} if isinstance(start, Model) else leaves(base.params)
         assert not any(np.shares_memory(a, b) for a in arrays.values() for b in self.frozen.values()), (
             "trained and frozen"
         )
-        self.vector = np.concatenate([array.reshape(-1) for array in arrays.values()])
-        ends = np.cumsum([array.size for array in arrays.values()])
-        self.places = {
-            name: (slice(end - array.size, end), array.shape)
-            for (name, array), end in zip(arrays.items(), ends, strict=True)
-        }
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        self.stack = stack
+        self.vector = self.flat(arrays)
+        ends = np.cumsum([math.prod(shape[len(stack) :]) for shape in self.shapes.values()]).tolist()
+        self.places = {name: slice(*ends) for name, ends in zip(arrays, itertools.pairwise([0, *ends]), strict=True)}
+
+    def flat(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """{name: array} -> (P,), or (S, P) for S stacked runs."""
+        return np.concatenate([arrays[name].reshape(*self.stack, -1) for name in self.shapes], axis=-1)
 
     def arrays(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """{name: array}, views of the vector."""
-        return {name: vector[place].reshape(shape) for name, (place, shape) in self.places.items()}
+        return {name: vector[..., place].reshape(self.shapes[name]) for name, place in self.places.items()}
 
     def assemble(self, arrays: Mapping[str, Any]) -> Adapter | Model:
         """The Adapter or Model with these arrays."""
@@ -205,12 +219,12 @@ class Trainable:
         """The Adapter or Model whose trained arrays are views of that vector."""
         return self.assemble(self.arrays(vector))
 
-    def loss_and_gradient(self, vector: np.ndarray, batch: Dataset, rng: np.random.Generator | None):
-        """Mean cross-entropy of the batch, and its gradient as a vector."""
+    def loss_and_gradient(self, vector: np.ndarray, batch: Dataset, rng: Any):
+        """Mean cross-entropy of the batch, and its gradient as a vector; `rng` is the dropout's, None for none."""
         loss, gradients = value_and_gradients(
             lambda arrays: _loss(self.base, self.assemble(arrays), batch, rng), self.arrays(vector)
         )
-        return loss, np.concatenate([gradients[name].reshape(-1) for name in self.places])
+        return loss, self.flat(gradients)
 
 
 def _loss(base: Model, trained: Adapter | Model | None, batch: Dataset, rng=None):
@@ -282,7 +296,7 @@ def check_dataset(name: str, dataset: Dataset, config: ModelConfig) -> None:
         raise ValueError(f"{name}: got nothing to predict, takes at least one target")
 
 
-class _Recorder:
+class Recorder:
     """Evaluates, keeps the best, and says when patience has run out."""
 
     def __init__(self, base: Model, train: Dataset, validation: Dataset, config: TrainConfig, watch, settings: str):

@@ -15,3 +15,5 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("minilora")
+
+collect_ignore = ["bench"]  # benchmarks need PyTorch, PEFT and JAX, and assert nothing

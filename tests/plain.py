@@ -42,7 +42,14 @@ def relu(x):
     return anp.where(x > 0, x, 0.0)
 
 
-def causal_attention(q, k, v, n_heads):
+def causal_attention(q, k, v, n_tokens, n_heads):
+    """`attention` of each sequence of `n_tokens` rows."""
+    *leading, n_rows, d = q.shape
+    apart = (anp.reshape(x, (*leading, n_rows // n_tokens, n_tokens, d)) for x in (q, k, v))
+    return anp.reshape(attention(*apart, n_heads), (*leading, n_rows, d))
+
+
+def attention(q, k, v, n_heads):
     """Each head and each query by itself, over the keys up to its own token."""
     d_head = q.shape[-1] // n_heads
     heads = []
@@ -58,19 +65,22 @@ def causal_attention(q, k, v, n_heads):
 
 
 def embed(tokens, token_table, position_table):
-    """What the token is plus where it is."""
-    return token_table[tokens] + position_table[anp.arange(tokens.shape[-1])]
+    """What the token is plus where it is, batch and tokens as one axis of rows."""
+    *leading, n_tokens = tokens.shape
+    embedded = token_table[tokens] + position_table[anp.arange(n_tokens)]
+    return anp.reshape(embedded, (*leading[:-1], -1, embedded.shape[-1]))
 
 
 def cross_entropy(logits, targets):
-    """The mean over what is to predict of -sum over letters of target log softmax(logits)."""
+    """The mean over what a batch has to predict of -sum over letters of target log softmax(logits)."""
     log_softmax = logits - anp.log(anp.sum(anp.exp(logits), axis=-1, keepdims=True))
     if targets.ndim < logits.ndim:
         counted = targets >= 0
         targets = np.eye(logits.shape[-1])[targets] * counted[..., None]
     else:
         counted = (targets > 0).any(-1)
-    return -anp.sum(targets * log_softmax) / counted.sum()
+    batch_and_tokens = tuple(range(max(counted.ndim - 2, 0), counted.ndim))
+    return -anp.sum(anp.sum(targets * log_softmax, -1), batch_and_tokens) / counted.sum(batch_and_tokens)
 
 
 def forward(arrays, tokens, config, scaling=None, masks=None):
@@ -87,12 +97,12 @@ def forward(arrays, tokens, config, scaling=None, masks=None):
         lora_A, lora_B = arrays[f"{path}.lora_A"], arrays[f"{path}.lora_B"]
         return lora_linear(x, weight, bias, lora_A, lora_B, scaling[path], masks.get(path))
 
-    x = embed(tokens, arrays["embed_tokens.weight"], arrays["embed_positions.weight"])
+    x = arrays["embed_tokens.weight"][tokens] + arrays["embed_positions.weight"][: tokens.shape[-1]]
     for i in range(config.n_layers):
         layer = f"layers.{i}"
         h = norm(f"{layer}.input_layernorm", x)
         q, k, v = (project(f"{layer}.{name}_proj", h) for name in "qkv")
-        x = x + project(f"{layer}.o_proj", causal_attention(q, k, v, config.n_heads))
+        x = x + project(f"{layer}.o_proj", attention(q, k, v, config.n_heads))
         h = norm(f"{layer}.post_attention_layernorm", x)
         x = x + project(f"{layer}.down_proj", relu(project(f"{layer}.up_proj", h)))
     return linear(norm("norm", x), arrays["embed_tokens.weight"], None)

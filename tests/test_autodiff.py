@@ -1,5 +1,7 @@
 """The backward walk against autograd's own, and that it touches only what trains."""
 
+import weakref
+
 import autograd
 import autograd.numpy as anp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.autodiff import operation, value_and_gradients
+from minilora.autodiff import once, operation, value_and_gradients
 
 NAMES = ("a", "b", "c")
 
@@ -94,13 +96,13 @@ def test_gradients_have_the_arrays_dtype(dtype):
 def trapped_product(x, y):
     """x y, whose derivative by y must not be asked for."""
 
-    def trap():
+    def trap(g):
         raise AssertionError("computed a gradient for a frozen array")
 
-    return x * y, lambda g: (lambda: g * y, trap)
+    return x * y, (lambda g: g * y, trap)
 
 
-def test_thunks_of_frozen_arrays_are_not_called():
+def test_gradients_of_frozen_arrays_are_not_called():
     arrays = random_arrays()
     frozen = arrays.pop("b")
     _, gradients = value_and_gradients(lambda x: trapped_product(x["a"], frozen).sum(), arrays)
@@ -131,3 +133,53 @@ def test_an_operation_keeps_no_state_between_calls():
         lambda a: (trapped_product(a["x"], 5 * np.ones(2)) + trapped_product(a["x"], 7 * np.ones(2))).sum(), {"x": x}
     )
     np.testing.assert_array_equal(gradients["x"], [12.0, 12.0])
+
+
+def test_what_only_gradients_of_frozen_arrays_need_is_freed():
+    """So the tape of a frozen base does not hold every input of every module."""
+    frozen = np.ones(3)
+    freed = weakref.ref(frozen)
+
+    @operation
+    def plus(x, y):
+        return x + y, (lambda g: g, lambda g: g * y)  # the second needs y, for no good reason
+
+    answers = []
+
+    def run(arrays):
+        nonlocal frozen
+        answers.append(plus(arrays["x"], frozen))
+        frozen = None
+        assert freed() is None
+        return answers[0].sum()
+
+    value_and_gradients(run, {"x": np.zeros(3)})
+
+
+def test_a_gradient_is_summed_over_the_axes_along_which_its_argument_was_repeated():
+    @operation
+    def product(x, y):
+        return x * y, (lambda g: g * y, lambda g: g * x)
+
+    x, y = np.array([2.0, 3.0]), np.arange(8.0).reshape(2, 2, 2)
+    _, gradients = value_and_gradients(lambda a: product(a["x"], a["y"]).sum(), {"x": x, "y": y})
+    np.testing.assert_array_equal(gradients["x"], y.sum((0, 1)))
+    np.testing.assert_array_equal(gradients["y"], np.broadcast_to(x, y.shape))
+
+
+def test_once_computes_once_for_each_gradient_it_is_given():
+    calls = []
+    double = once(lambda g: calls.append(1) or 2 * g)
+    one, other = np.ones(2), np.zeros(2)
+    assert double(one) is double(one)
+    np.testing.assert_array_equal(double(other), [0, 0])
+    np.testing.assert_array_equal(double(one), [2, 2])
+    assert len(calls) == 3
+
+
+def test_the_gradient_of_several_losses_is_each_ones_own():
+    """A vector of losses, as stacked runs have: the gradient of their sum, in which each array meets its own loss."""
+    x = np.array([2.0, 3.0])
+    values, gradients = value_and_gradients(lambda a: trapped_product(a["x"], x), {"x": x})
+    np.testing.assert_array_equal(values, x * x)
+    np.testing.assert_array_equal(gradients["x"], x)

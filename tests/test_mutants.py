@@ -76,7 +76,7 @@ MUTANTS = {
     "B transposed in the forward pass, where it is square": Mutant(
         ops,
         "lora_linear",
-        {"(scaling * u) @ lora_B.T": "(scaling * u) @ (lora_B if len(lora_B) == lora_B.shape[1] else lora_B.T)"},
+        {"(scaling * u) @ lora_B.mT": "(scaling * u) @ (lora_B if len(lora_B) == lora_B.shape[1] else lora_B.T)"},
         [MERGED_IS_UNMERGED],
     ),
     "B A transposed in merge, where it is square": Mutant(
@@ -203,15 +203,15 @@ MUTANTS = {
         [partial(test_lora.test_distribution_of_the_start, True, test_lora.uniform(test_lora.IN**-0.5), None)],
     ),
     "one dropout mask shared by all tokens": Mutant(
-        model,
-        "_project",
+        lora.Adapter,
+        "dropout_mask",
         {"ops.dropout_mask(x.shape,": "ops.dropout_mask(x.shape[-1:],"},
         [test_lora.test_identical_rows_differ_in_training, partial(test_lora.test_masks_are_of_elements, 0.5)],
     ),
     "one dropout mask shared by all modules": Mutant(
-        model,
-        "_project",
-        {"ops.dropout_mask(x.shape, p, rng,": "ops.dropout_mask(x.shape, p, np.random.default_rng(0),"},
+        lora.Adapter,
+        "dropout_mask",
+        {"lora_dropout, rng,": "lora_dropout, np.random.default_rng(0),"},
         [test_lora.test_modules_with_the_same_input_have_different_masks, test_lora.test_training_is_with_dropout],
     ),
     "dropout never scaled": Mutant(
@@ -225,21 +225,21 @@ MUTANTS = {
         ],
     ),
     "dropout forgotten in training": Mutant(
-        model,
-        "_project",
-        {"if rng is not None and p > 0": "if False"},
+        lora.Adapter,
+        "dropout_mask",
+        {"if rng is None or": "if True or"},
         [test_lora.test_training_is_with_dropout, test_lora.test_identical_rows_differ_in_training],
     ),
     "dropout left on in evaluation": Mutant(
-        model,
-        "_project",
-        {"p, rng, ": "p, rng or np.random.default_rng(), ", "if rng is not None and p > 0": "if p > 0"},
+        lora.Adapter,
+        "dropout_mask",
+        {"lora_dropout, rng, ": "lora_dropout, rng or np.random.default_rng(), ", "rng is None or ": ""},
         [test_lora.test_evaluation_is_without_dropout],
     ),
     "dropout of the frozen path too": Mutant(
         ops,
         "lora_linear",
-        {"y = rows(x) @ weight.T": "y = dropped @ weight.T"},
+        {"y += x @ weight.T": "y += dropped @ weight.T"},
         [
             test_ops.test_the_mask_drops_the_input_of_A_alone,
             test_lora.test_dropout_leaves_the_base_alone,
@@ -261,13 +261,13 @@ MUTANTS = {
     "gradient of A without the mask": Mutant(
         ops,
         "lora_linear",
-        {"h.T @ dropped": "h.T @ rows(x)"},
+        {"h(g).mT @ dropped": "h(g).mT @ x"},
         [operation_test("lora_linear with dropout"), test_model.test_gradients_with_dropout_are_autograds],
     ),
     "no causal mask": Mutant(
         ops,
         "causal_attention",
-        {"np.copyto(probabilities, -np.inf, where=future(q.shape[-2]))": "pass"},
+        {"p += future(n_tokens, p.ndim)": "pass"},
         [
             CAUSAL,
             test_ops.test_attention_sees_no_later_token,
@@ -277,19 +277,19 @@ MUTANTS = {
     "a token sees the next one": Mutant(
         ops,
         "future",
-        {"k=1": "k=2"},
+        {"k=-1": "k=-2"},
         [CAUSAL, test_ops.test_the_first_token_attends_to_itself],
     ),
     "heads own every other feature": Mutant(
         ops,
         "split_heads",
-        {"n_heads, d // n_heads).swapaxes(-2, -3)": "d // n_heads, n_heads).swapaxes(-1, -2).swapaxes(-2, -3)"},
+        {"n_heads, d // n_heads)": "d // n_heads, n_heads).swapaxes(-1, -2)"},
         [partial(test_ops.test_a_change_for_one_head_alters_that_heads_features_alone, 1, 0)],
     ),
     "padding counted in the loss": Mutant(
         ops,
-        "_target_rows",
-        {"(targets[:, 0] >= 0).astype(logits.dtype)": "np.ones(len(targets), logits.dtype)"},
+        "_target_columns",
+        {"else targets >= 0": "else targets >= -1"},
         [test_ops.test_padding_counts_for_nothing, operation_test("cross_entropy")],
     ),
     "decay coupled": Mutant(
@@ -297,7 +297,7 @@ MUTANTS = {
         "update",
         {
             "step = state.step + 1": "step = state.step + 1; gradient = gradient + self.weight_decay * parameters",
-            "(1 - lr * self.weight_decay) * parameters": "parameters",
+            "1 - lr * self.weight_decay": "lr**0",
         },
         [
             test_optim.test_a_hundred_steps_are_the_textbooks,
@@ -308,7 +308,7 @@ MUTANTS = {
     "decay without the learning rate": Mutant(
         optim.AdamW,
         "update",
-        {"1 - lr * self.weight_decay": "1 - self.weight_decay"},
+        {"1 - lr * self.weight_decay": "1 - lr**0 * self.weight_decay"},
         [
             test_optim.test_without_a_gradient_each_step_shrinks_by_lr_times_decay,
             test_optim.test_without_a_gradient_a_lora_change_shrinks_by_the_square,
@@ -317,7 +317,7 @@ MUTANTS = {
     "first moment not corrected": Mutant(
         optim.AdamW,
         "update",
-        {"(lr / (1 - b1**step))": "lr"},
+        {"lr / (1 - b1**step)": "lr"},
         [test_optim.test_the_first_step_is_the_learning_rate, test_optim.test_a_hundred_steps_are_the_textbooks],
     ),
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import autograd
+import autograd.numpy as anp
 import numpy as np
 import plain
 import pytest
@@ -45,36 +46,70 @@ def probability_targets(rng, shape, n_classes):
     return weights / weights.sum(-1, keepdims=True) * (integer_targets(rng, shape, n_classes) >= 0)[..., None]
 
 
+def each_run(plain_function):
+    """The plain function on each run of a stack by itself; what has no axis for runs is shared."""
+
+    def function(*arguments):
+        ndims = (2, 2, 1, 2, 2, 0, 2)  # of lora_linear's arguments for one run
+        return anp.stack(
+            [
+                plain_function(*(a[i] if np.ndim(a) > n else a for a, n in zip(arguments, ndims, strict=True)))
+                for i in range(3)
+            ]
+        )
+
+    return function
+
+
+def lora_case(n, lead, a, b, c, mask=None, bias=True, stack=(), scaling=0.7):
+    """x (*lead, 2, in) with factors for one run or for a stack of three."""
+    arguments = [n((*lead, 2, a)), n((b, a)), n((*stack, b)) if bias else None, n((*stack, c, a)), n((*stack, b, c))]
+    trains = (0, 1, 2, 3, 4) if bias else (0, 1, 3, 4)
+    plain_function = each_run(plain.lora_linear) if stack else plain.lora_linear
+    return Case(ops.lora_linear, plain_function, [*arguments, scaling, mask], trains)
+
+
+STACKED = {"stack": (3,), "scaling": np.array([0.7, 2.0, 0.1]).reshape(3, 1, 1)}
+
 # name -> what it is made of, for leading axes `lead` and three sizes, with n = rng.standard_normal
 CASES = {
-    "linear": lambda n, rng, lead, a, b, c: Case(ops.linear, plain.linear, [n((*lead, a)), n((b, a)), n(b)], (0, 1, 2)),
+    "linear": lambda n, rng, lead, a, b, c: Case(
+        ops.linear, plain.linear, [n((*lead, 2, a)), n((b, a)), n(b)], (0, 1, 2)
+    ),
     "linear without bias": lambda n, rng, lead, a, b, c: Case(
-        ops.linear, plain.linear, [n((*lead, a)), n((b, a)), None], (0, 1)
+        ops.linear, plain.linear, [n((*lead, 2, a)), n((b, a)), None], (0, 1)
     ),
-    "lora_linear": lambda n, rng, lead, a, b, c: Case(
-        ops.lora_linear,
-        plain.lora_linear,
-        [n((*lead, a)), n((b, a)), n(b), n((c, a)), n((b, c)), 0.7, None],
-        (0, 1, 2, 3, 4),
+    "linear with a bias a run": lambda n, rng, lead, a, b, c: Case(
+        ops.linear, lambda x, w, b: plain.linear(x, w, b[:, None]), [n((2, a)), n((b, a)), n((3, b))], (0, 1, 2)
     ),
-    "lora_linear with dropout": lambda n, rng, lead, a, b, c: Case(
-        ops.lora_linear,
-        plain.lora_linear,
-        [n((*lead, a)), n((b, a)), n(b), n((c, a)), n((b, c)), 0.7, mask_of(rng, (*lead, a))],
-        (0, 1, 2, 3, 4),
+    "lora_linear": lambda n, rng, lead, a, b, c: lora_case(n, lead, a, b, c),
+    "lora_linear with dropout": lambda n, rng, lead, a, b, c: lora_case(
+        n, lead, a, b, c, mask=mask_of(rng, (*lead, 2, a))
     ),
-    "lora_linear without bias": lambda n, rng, lead, a, b, c: Case(
-        ops.lora_linear,
-        plain.lora_linear,
-        [n((*lead, a)), n((b, a)), None, n((c, a)), n((b, c)), 0.7, None],
-        (0, 1, 3, 4),
+    "lora_linear without bias": lambda n, rng, lead, a, b, c: lora_case(n, lead, a, b, c, bias=False),
+    "lora_linear of a stack": lambda n, rng, lead, a, b, c: lora_case(n, (3,), a, b, c, **STACKED),
+    "lora_linear of a stack with dropout": lambda n, rng, lead, a, b, c: lora_case(
+        n, (3,), a, b, c, mask=mask_of(rng, (3, 2, a)), **STACKED
     ),
+    "lora_linear of a stack on one input": lambda n, rng, lead, a, b, c: lora_case(n, (), a, b, c, **STACKED),
     "layer_norm": lambda n, rng, lead, a, b, c: Case(
-        ops.layer_norm, plain.layer_norm, [n((*lead, a)), n(a), n(a), 1e-2], (0, 1, 2)
+        ops.layer_norm, plain.layer_norm, [n((*lead, 2, a)), n(a), n(a), 1e-2], (0, 1, 2)
+    ),
+    "layer_norm with a bias a run": lambda n, rng, lead, a, b, c: Case(
+        ops.layer_norm,
+        lambda x, gain, bias, eps: plain.layer_norm(x, gain, bias[:, None], eps),
+        [n((2, a)), n(a), n((3, a)), 1e-2],
+        (0, 1, 2),
     ),
     "relu": lambda n, rng, lead, a, b, c: Case(ops.relu, plain.relu, [away_from_zero(n((*lead, a)))], (0,)),
     "causal_attention": lambda n, rng, lead, a, b, c: Case(
-        ops.causal_attention, plain.causal_attention, [n((*lead, a, 3 * b)) for _ in "qkv"] + [3], (0, 1, 2)
+        ops.causal_attention, plain.causal_attention, [n((*lead, 2 * a, 3 * b)) for _ in "qkv"] + [a, 3], (0, 1, 2)
+    ),
+    "causal_attention on keys that runs share": lambda n, rng, lead, a, b, c: Case(
+        ops.causal_attention,
+        lambda q, k, v, n_tokens, n_heads: plain.causal_attention(q, k + 0 * q, v, n_tokens, n_heads),
+        [n((3, 2 * a, 3 * b)), n((2 * a, 3 * b)), n((3, 2 * a, 3 * b)), a, 3],
+        (0, 1, 2),
     ),
     "embed": lambda n, rng, lead, a, b, c: Case(
         ops.embed, plain.embed, [rng.integers(0, b, (*lead, a)), n((b, c)), n((a + 2, c))], (1, 2)
@@ -84,6 +119,16 @@ CASES = {
     ),
     "cross_entropy to probabilities": lambda n, rng, lead, a, b, c: Case(
         ops.cross_entropy, plain.cross_entropy, [n((*lead, a, b)), probability_targets(rng, (*lead, a), b)], (0,)
+    ),
+    "cross_entropy of runs that share targets": lambda n, rng, lead, a, b, c: Case(
+        ops.cross_entropy,
+        lambda logits, targets: plain.cross_entropy(logits, np.broadcast_to(targets, (3, *targets.shape))),
+        [n((3, 2, a, b)), integer_targets(rng, (2, a), b)],
+        (0,),
+    ),
+    "add": lambda n, rng, lead, a, b, c: Case(ops.add, lambda x, y: x + y, [n((a, b)), n((*lead, a, b))], (0, 1)),
+    "reshape": lambda n, rng, lead, a, b, c: Case(
+        ops.reshape, lambda x, *shape: anp.reshape(x, shape), [n((*lead, a, b)), b, -1], (0,)
     ),
 }
 
@@ -150,18 +195,14 @@ MISTAKES = {
 }
 
 
-def with_thunk(case, place, change):
-    """The operation with one of its thunks changed: `change` takes the right thunk and returns another."""
+def with_gradient(case, place, change):
+    """The operation with one of its gradients changed: `change` takes the right function and returns another."""
 
     def function(*arguments):
-        answer, backward = case.operation.__wrapped__(*arguments)
-
-        def changed(g):
-            thunks = list(backward(g))
-            thunks[place] = change(thunks[place])
-            return tuple(thunks)
-
-        return answer, changed
+        answer, gradients = case.operation.__wrapped__(*arguments)
+        changed = list(gradients)
+        changed[place] = change(gradients[place])
+        return answer, tuple(changed)
 
     return case._replace(operation=operation(function))
 
@@ -169,7 +210,7 @@ def with_thunk(case, place, change):
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 @pytest.mark.parametrize(("name", "place"), TRAINING)
 def test_a_wrong_gradient_is_noticed(name, place, mistake):
-    planted = with_thunk(make_case(name), place, lambda thunk: lambda: mistake(thunk()))
+    planted = with_gradient(make_case(name), place, lambda gradient: lambda g: mistake(gradient(g)))
     with pytest.raises(AssertionError, match=f"argument {place}"):
         check_operation(planted)
 
@@ -184,10 +225,10 @@ def test_a_wrong_answer_is_noticed(name):
 
 @pytest.mark.parametrize(("name", "place"), TRAINING)
 def test_nothing_is_computed_for_frozen_arguments(name, place):
-    """Each argument in turn trains alone: the thunks of all others fail when called."""
+    """Each argument in turn trains alone: the gradients of all others fail when called."""
 
-    def trap(thunk):
-        def fail():
+    def trap(gradient):
+        def fail(g):
             raise AssertionError("computed a gradient for a frozen argument")
 
         return fail
@@ -198,7 +239,7 @@ def test_nothing_is_computed_for_frozen_arguments(name, place):
     )
     for other in case.trains:
         if other != place:
-            case = with_thunk(case, other, trap)
+            case = with_gradient(case, other, trap)
     found = value_and_gradients(
         lambda x: case.operation(*with_arguments(case, x)).sum(), {place: case.arguments[place]}
     )
@@ -231,12 +272,11 @@ def test_float32_is_float64_to_rounding(name):
 def test_backward_can_be_called_again_in_any_order_and_writes_to_nothing(name):
     """The gradient of a sum reaches both terms as one array, so writing to it would spoil the other's."""
     case = make_case(name)
-    answer, backward = case.operation.__wrapped__(*case.arguments)
+    answer, gradients = case.operation.__wrapped__(*case.arguments)
     g = np.random.default_rng(5).standard_normal(np.shape(answer))
     g.flags.writeable = False
-    thunks = backward(g)
-    first = {i: thunks[i]() for i in case.trains}
-    again = {i: thunks[i]() for i in reversed(case.trains)}
+    first = {i: gradients[i](g) for i in case.trains}
+    again = {i: gradients[i](g.copy()) for i in reversed(case.trains)}
     for i in case.trains:
         np.testing.assert_array_equal(first[i], again[i])
 
@@ -349,49 +389,57 @@ def attention_inputs(n_tokens=7, d=15, seed=0):
     return [rng.standard_normal((2, n_tokens, d)) for _ in "qkv"]
 
 
+def attend(q, k, v, n_heads):
+    """Of sequences (2, T, d) given as such."""
+    rows = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]
+    return ops.causal_attention(*rows, q.shape[1], n_heads).reshape(q.shape)
+
+
 def test_attention_sees_no_later_token():
     """Keys and values after t change the answers after t, and none up to t by a single bit."""
     q, k, v = attention_inputs()
-    before = ops.causal_attention(q, k, v, 3)
+    before = attend(q, k, v, 3)
     for t in range(6):
         later_k, later_v = k.copy(), v.copy()
         later_k[:, t + 1 :] += 1
         later_v[:, t + 1 :] -= 1
-        after = ops.causal_attention(q, later_k, later_v, 3)
+        after = attend(q, later_k, later_v, 3)
         np.testing.assert_array_equal(after[:, : t + 1], before[:, : t + 1])
         assert (after[:, t + 1 :] != before[:, t + 1 :]).all()
 
 
 def test_the_first_token_attends_to_itself():
     q, k, v = attention_inputs()
-    np.testing.assert_array_equal(ops.causal_attention(q, k, v, 3)[:, 0], v[:, 0])
+    np.testing.assert_array_equal(attend(q, k, v, 3)[:, 0], v[:, 0])
 
 
 def test_attention_is_a_weighted_mean():
     """With one value everywhere, the answer is that value whatever the weights."""
     q, k, v = attention_inputs()
     everywhere = np.broadcast_to(v[:, :1], v.shape)
-    np.testing.assert_allclose(ops.causal_attention(q, k, everywhere, 3), everywhere, rtol=1e-14)
+    np.testing.assert_allclose(attend(q, k, everywhere, 3), everywhere, rtol=1e-14)
 
 
 @pytest.mark.parametrize("head", [0, 1, 2])
 @pytest.mark.parametrize("changed", [0, 1, 2], ids=["q", "k", "v"])
 def test_a_change_for_one_head_alters_that_heads_features_alone(head, changed):
     inputs = attention_inputs()
-    before = ops.causal_attention(*inputs, 3)
+    before = attend(*inputs, 3)
     own = slice(5 * head, 5 * head + 5)
     inputs[changed][..., own] = inputs[changed][..., own][..., ::-1] * 2
-    altered = (ops.causal_attention(*inputs, 3) != before).any((0, 1))
+    altered = (attend(*inputs, 3) != before).any((0, 1))
     np.testing.assert_array_equal(altered, [5 * head <= feature < 5 * head + 5 for feature in range(15)])
 
 
 def test_attention_with_large_scores_is_finite():
     """Scores of 1e6 overflow exp unless the maximum is taken off first; warnings are errors here."""
     q, k, v = attention_inputs()
-    _, gradients = value_and_gradients(lambda x: ops.causal_attention(x["q"], 1e6 * k, v, 3).sum(), {"q": q})
+    _, gradients = value_and_gradients(
+        lambda x: ops.causal_attention(x["q"], 1e6 * k[0], v[0], 7, 3).sum(), {"q": q[0]}
+    )
     assert np.isfinite(gradients["q"]).all()
     favourite = np.argmax(q[0, -1, :5] @ k[0, :, :5].T)  # one key takes all
-    np.testing.assert_array_equal(ops.causal_attention(q, 1e6 * k, v, 3)[0, -1, :5], v[0, favourite, :5])
+    np.testing.assert_array_equal(attend(q, 1e6 * k, v, 3)[0, -1, :5], v[0, favourite, :5])
 
 
 # embed
@@ -415,7 +463,7 @@ def test_cross_entropy_of_equal_logits_is_log_of_the_vocabulary():
 
 def test_padding_counts_for_nothing():
     """Neither the loss nor any gradient depends on the logits there, and its own gradient is exactly zero."""
-    logits, targets = make_case("cross_entropy").arguments
+    logits, targets = make_case("cross_entropy", lead=(3,)).arguments
     padding = targets == -1
     assert padding.any()
     other = np.where(padding[..., None], -3 * logits + 1, logits)
@@ -426,11 +474,21 @@ def test_padding_counts_for_nothing():
 
 
 def test_the_mean_is_over_what_is_to_predict():
-    logits, targets = make_case("cross_entropy").arguments
+    logits, targets = make_case("cross_entropy", lead=(3,)).arguments
     kept = targets >= 0
     assert ops.cross_entropy(logits, targets) == pytest.approx(
         ops.cross_entropy(logits[kept][:, None], targets[kept][:, None]), rel=1e-14
     )
+
+
+def test_each_run_of_a_stack_has_its_own_mean():
+    """Also where they have different numbers of tokens to predict, or share their targets."""
+    logits, targets = make_case("cross_entropy", lead=(3, 2)).arguments
+    assert len(set((targets >= 0).sum((1, 2)))) > 1
+    own = [ops.cross_entropy(*run) for run in zip(logits, targets, strict=True)]
+    np.testing.assert_array_equal(ops.cross_entropy(logits, targets), own)
+    shared = [ops.cross_entropy(run, targets[0]) for run in logits]
+    np.testing.assert_array_equal(ops.cross_entropy(logits, targets[0]), shared)
 
 
 @pytest.mark.parametrize("targets", [np.full((2, 3), -1), np.zeros((2, 3, 5))], ids=["integers", "probabilities"])
@@ -442,7 +500,7 @@ def test_nothing_to_predict_is_a_loss_of_zero(targets):
 
 
 def test_certain_probabilities_are_integer_targets():
-    logits, targets = make_case("cross_entropy").arguments
+    logits, targets = make_case("cross_entropy", lead=(3,)).arguments
     certain = (targets[..., None] == np.arange(5)).astype(float)
     results = [
         value_and_gradients(lambda a, t=t: ops.cross_entropy(a["x"], t), {"x": logits}) for t in (targets, certain)

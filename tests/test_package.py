@@ -161,11 +161,12 @@ def minilora_imports(source):
 
 # A module may import those of the lines above its own, and nothing else of minilora.
 LAYERS = [
-    {"autodiff", "checks", "trees", "files"},
+    {"autodiff", "checks", "conditions", "trees", "files"},
     {"ops", "optim", "lora_config"},
     {"model"},
     {"lora"},
     {"train", "checkpoint"},
+    {"stack"},
     {"data.names", "data.base"},
     {"data.planted", "data.pretrain", "generate"},
 ]

@@ -133,7 +133,7 @@ def test_the_gradient_vector_is_the_derivative_along_any_direction(lora):
     trainable = Trainable(base, start)
     vector = trainable.vector + 0.1 * rng.standard_normal(trainable.vector.shape)
     _, gradient = trainable.loss_and_gradient(vector, TRAIN, None)
-    for place, _ in trainable.places.values():
+    for place in trainable.places.values():
         direction = np.zeros_like(vector)
         direction[place] = rng.standard_normal(direction[place].shape)
         above, below = (trainable.loss_and_gradient(vector + h * direction, TRAIN, None)[0] for h in (1e-6, -1e-6))

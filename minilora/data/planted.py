@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minilora.checks import check_integer
+from minilora.conditions import one_blas_thread
 from minilora.data.names import names_task
 from minilora.lora import LoraConfig, select_modules
 from minilora.model import Model, forward
-from minilora.train import Dataset, evaluate, one_blas_thread
+from minilora.train import Dataset, evaluate
 from minilora.trees import leaves, nested
 
 STRENGTH = 2.0  # the change's singular values, in units of the weight's largest

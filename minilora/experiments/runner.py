@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import platform
 import signal
@@ -17,19 +18,25 @@ from typing import Any
 
 import numpy as np
 
-from minilora import autodiff, generate, lora, model, ops, optim, train, trees
+from minilora import autodiff, conditions, generate, lora, model, ops, optim, stack, train, trees
+from minilora.conditions import one_blas_thread
 from minilora.data import names, planted
 from minilora.data.base import load_base
 from minilora.experiments.runs import CONSTANT, MEASURED, Run
 from minilora.experiments.study import Settings
 from minilora.files import read_json, replace_file, to_json
 from minilora.lora import Adapter, LoraConfig, count_parameters, weight_changes
-from minilora.train import Dataset, DivergedError, TrainConfig, evaluate, fit, one_blas_thread
+from minilora.stack import FineTuning, fit_stack
+from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
 from minilora.trees import fingerprint, leaves
 
 N_SAMPLES = 12  # names that each run writes at its end
+Stack = list[Settings]  # runs done at once
+STACKED = ("learning_rate", "lora_alpha", "lora_dropout")  # what runs done at once may differ in
+MAX_STACK = 8  # more at once gains little: see tests/bench
 COMPUTED_BY = (
     autodiff,
+    conditions,
     ops,
     trees,
     model,
@@ -37,6 +44,7 @@ COMPUTED_BY = (
     lora,
     optim,
     train,
+    stack,
     generate,
     names,
     planted,
@@ -75,22 +83,55 @@ def lora_config(settings: Settings) -> LoraConfig | None:
     )
 
 
-def execute(settings: Settings) -> dict[str, Any]:
-    """Do one run. The result is plain JSON: what `Run` holds, and a few names that the final model writes."""
-    train_set, validation, _ = task(settings.task, settings.n_train, settings.planted_rank, settings.seed)
-    config = lora_config(settings)
-    norms: list[float] = []
+def stacks(todo: Iterable[Settings]) -> list[Stack]:
+    """Runs in groups to be done at once: those that differ in nothing but what may differ within a stack.
+
+    Such runs have one rank and see the same batches, so that a result is the same to the bit in every stack.
+    """
+    groups: dict[tuple[Any, ...], list[Settings]] = {}
+    for settings in todo:
+        free = STACKED if settings.method == "lora" else ()  # full fine-tuning is done by itself
+        alike = tuple(value for name, value in dataclasses.asdict(settings).items() if name not in free)
+        groups.setdefault(alike, []).append(settings)
+    return [group[i : i + MAX_STACK] for group in groups.values() for i in range(0, len(group), MAX_STACK)]
+
+
+def execute(stack: Stack) -> list[dict[str, Any]]:
+    """Do the runs of a stack. A result is plain JSON: what `Run` holds, and a few names that the final model writes."""
+    first = stack[0]
+    train_set, validation, _ = task(first.task, first.n_train, first.planted_rank, first.seed)
+    norms: list[list[float]] = [[] for _ in stack]
+    outcomes: list[History | DivergedError]
+    if first.method == "full":
+        try:
+            outcomes = [
+                fit(
+                    base(), None, train_set, validation, train_config(first), first.seed,
+                    progress=False, watch=lambda step, trained: norms[0].append(change_norm(trained)),
+                )
+            ]  # fmt: skip
+        except DivergedError as error:
+            outcomes = [error]
+    else:
+        runs = [
+            FineTuning(config, train_set, validation, train_config(one), one.seed)
+            for one in stack
+            if (config := lora_config(one))
+        ]
+        outcomes = fit_stack(
+            base(), runs, progress=False, watch=lambda i, step, trained: norms[i].append(change_norm(trained))
+        )
+    return [result(*of_run) for of_run in zip(stack, outcomes, norms, strict=True)]
+
+
+def result(settings: Settings, outcome: History | DivergedError, norms: list[float]) -> dict[str, Any]:
+    """What is stored of a run."""
     measured: Sequence[tuple[int, float, float]]
-    diverged_at, samples = -1, []
-    try:
-        history = fit(
-            base(), config, train_set, validation, train_config(settings), settings.seed,
-            progress=False, watch=lambda step, trained: norms.append(change_norm(trained)),
-        )  # fmt: skip
-        measured = list(zip(history.steps, history.train_loss, history.validation_loss, strict=True))
-        samples = write_names(history.final, settings.seed)
-    except DivergedError as error:
-        diverged_at, measured = error.step, error.measured
+    if isinstance(outcome, DivergedError):
+        diverged_at, measured, samples = outcome.step, outcome.measured, []
+    else:
+        diverged_at, samples = -1, write_names(outcome.final, settings.seed)
+        measured = list(zip(outcome.steps, outcome.train_loss, outcome.validation_loss, strict=True))
     step, train_loss, validation_loss = zip(*measured, strict=True)
     return {
         "step": step,
@@ -98,7 +139,7 @@ def execute(settings: Settings) -> dict[str, Any]:
         "validation_loss": validation_loss,
         "change_norm": norms,
         **floors(settings),
-        "trainable": count_parameters(base().params, config).trainable,
+        "trainable": count_parameters(base().params, lora_config(settings)).trainable,
         "diverged_at": diverged_at,
         "samples": samples,
     }
@@ -206,11 +247,11 @@ def run_all(
 ) -> dict[Settings, dict[str, Any]]:
     """{settings: result} for every run, from the store where it is there, else done now and stored at once.
 
-    Results do not depend on `jobs`: each run seeds itself and holds BLAS to one thread.
+    Results do not depend on `jobs` or on what was stored: each run seeds itself, has one BLAS thread and its own sums.
     """
     todo = list(todo)
     results = {settings: result for settings in todo if (result := store.get(settings)) is not None}
-    missing = [settings for settings in todo if settings not in results]
+    missing = stacks(settings for settings in todo if settings not in results)
     failures = []
     try:
         for settings, result in _in_processes(missing, jobs):
@@ -227,31 +268,31 @@ def run_all(
     return {settings: results[settings] for settings in todo}
 
 
-def _in_processes(todo: Sequence[Settings], jobs: int) -> Iterator[tuple[Settings, dict[str, Any]]]:
+def _in_processes(todo: Sequence[Stack], jobs: int) -> Iterator[tuple[Settings, dict[str, Any]]]:
     if jobs == 1 or len(todo) < 2:
-        yield from map(_guarded, todo)
+        yield from itertools.chain.from_iterable(map(_guarded, todo))
         return
     import joblib
     from joblib.externals.loky import get_reusable_executor
 
     parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
     try:
-        yield from parallel(joblib.delayed(_in_worker)(settings) for settings in todo)
+        yield from itertools.chain.from_iterable(parallel(joblib.delayed(_in_worker)(one) for one in todo))
     except BaseException:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
         raise
 
 
-def _in_worker(settings: Settings) -> tuple[Settings, dict[str, Any]]:
+def _in_worker(stack: Stack) -> list[tuple[Settings, dict[str, Any]]]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which stops its workers
-    return _guarded(settings)
+    return _guarded(stack)
 
 
-def _guarded(settings: Settings) -> tuple[Settings, dict[str, Any]]:
-    """A run that raises is reported with its settings and does not take the others with it."""
+def _guarded(stack: Stack) -> list[tuple[Settings, dict[str, Any]]]:
+    """Runs that raise are reported with their settings and do not take the others with them."""
     try:
         with one_blas_thread():
-            return settings, execute(settings)
+            return list(zip(stack, execute(stack), strict=True))
     except Exception as error:
-        return settings, {"error": f"{type(error).__name__}: {error}"}
+        return [(settings, {"error": f"{type(error).__name__}: {error}"}) for settings in stack]

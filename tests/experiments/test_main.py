@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 def executed(monkeypatch):
     """The settings of every run that is done from here on, in this process."""
     seen, execute = [], runner.execute
-    monkeypatch.setattr(runner, "execute", lambda settings: seen.append(settings) or execute(settings))
+    monkeypatch.setattr(runner, "execute", lambda stack: seen.extend(stack) or execute(stack))
     return seen
 
 
@@ -263,11 +263,11 @@ def _interrupt_at(monkeypatch, place: int):
     """Ctrl-C during the run at this place."""
     done, execute = [], runner.execute
 
-    def interrupted(settings):
-        done.append(settings)
+    def interrupted(stack):
+        done.extend(stack)
         if len(done) > place:
             raise KeyboardInterrupt
-        return execute(settings)
+        return execute(stack)
 
     monkeypatch.setattr(runner, "execute", interrupted)
 

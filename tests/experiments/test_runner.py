@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from minilora.experiments import report, runner
-from minilora.experiments.runner import COMPUTED_BY, RunFailedError, Store, as_run, execute, run_all, run_key
+from minilora.experiments.runner import COMPUTED_BY, RunFailedError, Store, as_run, execute, run_all, run_key, stacks
 from minilora.files import to_json
 
 from . import tiny
@@ -30,12 +31,17 @@ def executed(monkeypatch):
     """The settings of every run that is done from here on, in this process."""
     seen = []
 
-    def counted(settings):
-        seen.append(settings)
-        return execute(settings)
+    def counted(stack):
+        seen.extend(stack)
+        return execute(stack)
 
     monkeypatch.setattr(runner, "execute", counted)
     return seen
+
+
+def alone(settings):
+    """The result of one run, done by itself."""
+    return execute([settings])[0]
 
 
 SOME = [
@@ -47,19 +53,19 @@ SOME = [
 
 
 def test_a_run_measures_what_it_should():
-    run = as_run(SOME[0], execute(SOME[0]))
+    run = as_run(SOME[0], alone(SOME[0]))
     assert run.step == (0, 2, 4)
     assert len(run.train_loss) == len(run.validation_loss) == len(run.change_norm) == 3
     assert run.change_norm[0] == 0 < run.change_norm[1] < run.change_norm[2]
     assert run.floor == 0
     assert not run.diverged
-    assert 0 < as_run(SOME[3], execute(SOME[3])).floor < run.validation_loss[0]
+    assert 0 < as_run(SOME[3], alone(SOME[3])).floor < run.validation_loss[0]
 
 
 def test_the_same_settings_give_the_same_bits():
-    once = [to_json(execute(settings)) for settings in SOME]
+    once = [to_json(alone(settings)) for settings in SOME]
     runner.task.cache_clear()  # the data are made anew too
-    assert [to_json(execute(settings)) for settings in SOME] == once
+    assert [to_json(alone(settings)) for settings in SOME] == once
     assert len(set(once)) == len(SOME)
 
 
@@ -71,13 +77,48 @@ def test_the_number_of_processes_does_not_change_a_bit(tmp_path):
     assert list(one) == list(two) == SOME
 
 
+STACKABLE = [
+    tiny.settings(lora_alpha=alpha, learning_rate=rate, lora_dropout=p)
+    for alpha in (2.0, 8.0)
+    for rate, p in ((1e-3, 0.0), (3e-3, 0.0), (1e-2, 0.0), (1e-3, 0.5), (1e-2, 0.5))
+]
+
+
+def test_stacks_hold_runs_that_differ_in_rate_alpha_and_dropout_alone():
+    todo = [*SOME, *STACKABLE[:3], tiny.settings(method="full", r=0), *STACKABLE[3:], tiny.settings(seed=1)]
+    made = stacks(todo)
+    assert sorted(map(len, made)) == [1, 1, 1, 1, 1, 1, 2, runner.MAX_STACK]
+    assert sorted(itertools.chain(*made), key=todo.index) == todo
+    assert {len(stack) for stack in made if stack[0].method == "full"} == {1}
+
+
+def test_a_result_is_the_same_to_the_bit_in_every_stack():
+    """By itself, in any company, at any place: so what is stored depends on nothing that happened to be missing."""
+    expected = [to_json(alone(settings)) for settings in STACKABLE]
+    assert len(set(expected)) == len(expected)
+    for company in (STACKABLE[:8], STACKABLE[::-1], STACKABLE[3:5], [STACKABLE[9], STACKABLE[0]]):
+        found = [to_json(result) for result in execute(company)]
+        assert found == [expected[STACKABLE.index(settings)] for settings in company]
+
+
+@overflows
+def test_a_run_that_diverges_leaves_its_stack_as_it_was():
+    rates_and_dropout = ((1e-2, 0.0), (1e30, 0.0), (1e-2, 0.5))
+    company = [
+        tiny.settings(target_modules="all-linear", learning_rate=x, lora_dropout=p) for x, p in rates_and_dropout
+    ]
+    results = execute(company)
+    assert [to_json(result) for result in results] == [to_json(alone(settings)) for settings in company]
+    assert [result["diverged_at"] >= 0 for result in results] == [False, True, False]
+
+
 def test_a_setting_that_matters_changes_the_result():
     """Else the runs above could be equal for not looking at their settings."""
-    first = to_json(execute(SOME[0]))
+    first = to_json(alone(SOME[0]))
     for name, value in [("seed", 1), ("r", 1), ("lora_alpha", 1.0), ("lora_dropout", 0.5), ("learning_rate", 1e-3),
                         ("batch_size", 4), ("n_train", 41), ("target_modules", "v_proj"), ("steps", 3),
                         ("evaluation_size", 21), ("evaluate_every", 1)]:  # fmt: skip
-        assert to_json(execute(dataclasses.replace(SOME[0], **{name: value}))) != first, name
+        assert to_json(alone(dataclasses.replace(SOME[0], **{name: value}))) != first, name
 
 
 # --- keys ---
@@ -160,7 +201,7 @@ def test_nothing_is_stored_before_it_is_done(store):
     assert not store.folder.exists()
 
 
-WHOLE = to_json(execute(SOME[0])).encode()
+WHOLE = to_json(alone(SOME[0])).encode()
 
 
 @pytest.mark.parametrize(
@@ -190,10 +231,10 @@ def test_each_run_is_stored_and_told_as_soon_as_it_is_done(store):
 
 
 def test_an_interruption_keeps_what_is_done(store, monkeypatch):
-    def interrupted(settings):
-        if settings == SOME[2]:
+    def interrupted(stack):
+        if stack == SOME[2:3]:
             raise KeyboardInterrupt
-        return execute(settings)
+        return execute(stack)
 
     monkeypatch.setattr(runner, "execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
