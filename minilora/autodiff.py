@@ -91,6 +91,7 @@ def value_and_gradients(function: Callable[[Mapping[str, Any]], Any], arrays: Ma
                 continue  # a root: its gradient is complete
             for parent, g in zip(node.parents, node.vjp(gradients.pop(node)), strict=True):
                 gradients[parent] = gradients[parent] + g if parent in gradients else g
+            node.vjp = None  # and with it what only this operation kept for its backward pass
         answer = answer._value
     return answer, {
         name: gradients[root] if root in gradients else np.zeros_like(arrays[name]) for name, root in roots.items()

@@ -116,22 +116,26 @@ def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=No
     x = ops.embed(tokens, table, params["embed_positions"]["weight"])  # (..., B, T) -> (..., N, d), N = B T
     for i, layer in enumerate(params["layers"]):
         path = f"layers.{i}"
-        h = _norm(layer, "input_layernorm", path, x, adapter)
-        x = ops.add(x, _attention(layer, h, tokens.shape[-1], config.n_heads, path, adapter, rng))
-        h = _norm(layer, "post_attention_layernorm", path, x, adapter)
-        x = ops.add(x, _mlp(layer, h, path, adapter, rng))
+        x = _attention(layer, x, tokens.shape[-1], config.n_heads, path, adapter, rng)
+        x = _mlp(layer, x, path, adapter, rng)
     x = _norm(params, "norm", "", x, adapter)
     logits = ops.linear(x, table, None)  # the tied head: (..., N, d) -> (..., N, V)
     return ops.reshape(logits, *logits.shape[:-2], *tokens.shape[-2:], -1)  # -> (..., B, T, V)
 
 
 def _attention(layer, x, n_tokens, n_heads, path, adapter, rng):
-    q, k, v = (_project(layer, name, path, x, adapter, rng) for name in ("q_proj", "k_proj", "v_proj"))
-    return _project(layer, "o_proj", path, ops.causal_attention(q, k, v, n_tokens, n_heads), adapter, rng)
+    """x plus what each token attends to."""
+    h = _norm(layer, "input_layernorm", path, x, adapter)
+    q, k, v = (_project(layer, name, path, h, adapter, rng) for name in ("q_proj", "k_proj", "v_proj"))
+    attended = ops.causal_attention(q, k, v, n_tokens, n_heads)
+    return _project(layer, "o_proj", path, attended, adapter, rng, onto=x)
 
 
 def _mlp(layer, x, path, adapter, rng):
-    return _project(layer, "down_proj", path, ops.relu(_project(layer, "up_proj", path, x, adapter, rng)), adapter, rng)
+    """x plus what the MLP makes of each token."""
+    h = _norm(layer, "post_attention_layernorm", path, x, adapter)
+    hidden = ops.relu(_project(layer, "up_proj", path, h, adapter, rng))
+    return _project(layer, "down_proj", path, hidden, adapter, rng, onto=x)
 
 
 def _bias(module, path, adapter):
@@ -143,14 +147,14 @@ def _norm(tree, name, path, x, adapter):
     return ops.layer_norm(x, tree[name]["weight"], bias, LAYER_NORM_EPS)
 
 
-def _project(layer, name, path, x, adapter, rng):
+def _project(layer, name, path, x, adapter, rng, onto=None):
     """One linear module, with its LoRA factors where the adapter has them."""
     module, path = layer[name], f"{path}.{name}"
     bias = _bias(module, path, adapter)
     if adapter is None or path not in adapter.factors:
-        return ops.linear(x, module["weight"], bias)
+        return ops.linear(x, module["weight"], bias, onto)
     factors, scaling, mask = adapter.factors[path], adapter.scaling[path], adapter.dropout_mask(x, rng)
-    return ops.lora_linear(x, module["weight"], bias, factors["lora_A"], factors["lora_B"], scaling, mask)
+    return ops.lora_linear(x, module["weight"], bias, factors["lora_A"], factors["lora_B"], scaling, mask, onto)
 
 
 def check_tokens(tokens, config: ModelConfig, name: str = "tokens") -> np.ndarray:

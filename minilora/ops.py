@@ -21,13 +21,18 @@ from minilora.autodiff import Array, once, operation
 def mean_last(x: Array, y: Array | None = None) -> Array:
     """Mean of x, or of x y, over the last axis, which stays: (..., d) -> (..., 1). Faster than `mean` on short axes."""
     d = x.shape[-1]
-    return (x @ np.full(d, 1 / d, x.dtype) if y is None else np.vecdot(x, y) / d)[..., None]
+    return (x @ shares(d, x.dtype) if y is None else np.vecdot(x, y) / d)[..., None]
 
 
-@operation
-def add(x, y):
-    """x + y; dx = dy = g."""
-    return x + y, (lambda g: g, lambda g: g)
+@functools.cache
+def shares(d: int, dtype) -> Array:
+    """What each of d features counts for in their mean."""
+    return np.full(d, 1 / d, dtype)
+
+
+def plus(y: Array, other: Array) -> Array:
+    """y + other, written into y where it has room: stacked runs may share y and have each their own other."""
+    return np.add(y, other, out=y) if y.ndim >= other.ndim else y + other
 
 
 @operation
@@ -38,46 +43,49 @@ def reshape(x, *shape: int):
 
 
 @operation
-def linear(x: Array, weight: Array, bias: Array | None):
-    """y = x W^T + b, for x (..., N, in), weight (out, in), bias (..., out) or None; y is (..., N, out)."""
+def linear(x: Array, weight: Array, bias: Array | None, onto: Array | None = None):
+    """y = x W^T + b, for x (..., N, in), weight (out, in), bias (..., out) or None; y is (..., N, out).
+
+    `onto`, like y, is what the answer is added to: the residual stream, where the module writes onto it.
+    """
     y = x @ weight.T  # (..., N, in) -> (..., N, out)
     if bias is not None:
-        y = plus_bias(y, bias)
+        y = plus(y, bias[..., None, :])
+    if onto is not None:
+        y = plus(y, onto)
     return y, (
         lambda g: g @ weight,  # dx
         lambda g: g.mT @ x,  # dW
         lambda g: g.sum(-2),  # db
+        lambda g: g,  # donto
     )
 
 
-def plus_bias(y: Array, bias: Array) -> Array:
-    """y + b, in place unless stacked runs that share y have each their own b (..., out)."""
-    return np.add(y, bias, out=y) if bias.ndim == 1 else y + bias[..., None, :]
-
-
 @operation
-def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask: Array | None):
+def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask: Array | None, onto: Array | None = None):
     """y = x W^T + b + s ((m * x) A^T) B^T: LoRA (Hu et al. 2021, arXiv 2106.09685, eq. 3), not merged.
 
     x (..., N, in), weight (out, in), bias (..., out) or None, lora_A (..., r, in), lora_B (..., out, r), scaling
     s = alpha / r as a number or (..., 1, 1), mask m like x, already divided by 1 - p (see `dropout_mask`), or None
-    for no dropout. y is (..., N, out).
+    for no dropout. y is (..., N, out), added to `onto` as in `linear`.
 
     Backward, with u = (m * x) A^T and h = s g B, the gradient of u:
     dA = h^T (m * x), dB = s g^T u, dx = g W + m * (h A).
     So at B = 0 the gradient of A is zero and that of B is not: B moves first.
     """
     dropped = x if mask is None else x * mask
-    u = dropped @ lora_A.mT  # (..., N, in) -> (..., N, r)
-    y = (scaling * u) @ lora_B.mT  # (..., N, r) -> (..., N, out)
+    u = dropped @ np.ascontiguousarray(lora_A.mT)  # (..., N, in) -> (..., N, r)
+    y = product(scaling * u, lora_B.mT)  # (..., N, r) -> (..., N, out)
     y += x @ weight.T
     if bias is not None:
         y += bias[..., None, :]
+    if onto is not None:
+        y += onto
 
     h = once(lambda g: scaling * (g @ lora_B))  # (..., N, out) -> (..., N, r)
 
     def grad_x(g):
-        through_adapter = h(g) @ lora_A
+        through_adapter = product(h(g), lora_A)
         if mask is not None:
             through_adapter *= mask
         through_adapter += g @ weight
@@ -89,7 +97,15 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask: Array | None):
         lambda g: g.sum(-2),  # db
         lambda g: h(g).mT @ dropped,  # dA
         lambda g: g.mT @ (scaling * u),  # dB
+        None,
+        None,
+        lambda g: g,  # donto
     )
+
+
+def product(x: Array, y: Array) -> Array:
+    """x y; by `*` where the inner axis is 1, as at rank 1, for which NumPy's matmul has a slow loop and no BLAS."""
+    return x * y if x.shape[-1] == 1 else x @ y
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dtype) -> Array:
@@ -126,7 +142,7 @@ def layer_norm(x, gain, bias, eps: float):
         h *= inverse_deviation
         return h
 
-    return plus_bias(n * gain, bias), (
+    return plus(n * gain, bias[..., None, :]), (
         grad_x,
         lambda g: (g * n).sum(-2),  # dgain
         lambda g: g.sum(-2),  # dbias
@@ -173,7 +189,8 @@ def keys_first(x: Array, y: Array) -> Array:
     """
     leading = max(x.shape[:-2], y.shape[:-2], key=len)
     products = np.empty((y.shape[-2], *leading, x.shape[-2]), x.dtype)
-    np.matmul(x, y.mT, out=keys_last(products))
+    transposed = np.ascontiguousarray(y.mT) if y.shape[-1] <= 16 else y.mT  # for narrow heads BLAS is so much faster
+    np.matmul(x, transposed, out=keys_last(products))
     return products
 
 
@@ -270,9 +287,12 @@ def columns(x: Array) -> Array:
 
 def _target_columns(targets: Array, logits: Array) -> tuple[Array, Array]:
     """Targets as distributions (V, ..., N), and 1 or 0 for each token that counts or not (..., N)."""
-    counted = targets.any(-1) if targets.dtype.kind == "f" else targets >= 0
-    if targets.dtype.kind != "f":
-        targets = targets[..., None] == np.arange(logits.shape[-1])  # one-hot: (..., B, T) -> (..., B, T, V)
-    alone = [1] * (logits.ndim - targets.ndim)  # targets that stacked runs share
-    targets = columns(targets.reshape(*alone, *targets.shape))
-    return targets.astype(logits.dtype), counted.reshape(targets.shape[1:]).astype(logits.dtype)
+    are_tokens = targets.dtype.kind != "f"
+    axes_of_runs = [1] * (logits.ndim - targets.ndim - are_tokens)  # which share these targets
+    targets = targets.reshape(*axes_of_runs, *targets.shape)
+    if not are_tokens:
+        targets = columns(targets).astype(logits.dtype, copy=False)
+        return targets, targets.any(0).astype(logits.dtype)
+    targets = targets.reshape(*targets.shape[:-2], -1)  # (..., B, T) -> (..., N)
+    one_hot = targets == np.arange(logits.shape[-1]).reshape(-1, *[1] * targets.ndim)
+    return one_hot.astype(logits.dtype), (targets >= 0).astype(logits.dtype)

@@ -18,16 +18,16 @@ from minilora.trees import leaves, nested
 SMALL = model.ModelConfig(vocab_size=17, context_length=7, d_model=10, n_heads=2, n_layers=3, d_ff=13, dtype="float64")
 
 
-def linear(x, weight, bias):
-    """W x + b."""
+def linear(x, weight, bias, onto=0.0):
+    """W x + b, added to what is there."""
     y = anp.einsum("...i,oi->...o", x, weight)
-    return y if bias is None else y + bias
+    return onto + (y if bias is None else y + bias)
 
 
-def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask):
-    """W x + b + s B A (m x)."""
+def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask, onto=0.0):
+    """W x + b + s B A (m x), added to what is there."""
     dropped = x if mask is None else mask * x
-    return linear(x, weight, bias) + scaling * linear(linear(dropped, lora_A, None), lora_B, None)
+    return linear(x, weight, bias, onto) + scaling * linear(linear(dropped, lora_A, None), lora_B, None)
 
 
 def layer_norm(x, gain, bias, eps):

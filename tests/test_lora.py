@@ -654,7 +654,7 @@ def dropping_model(p=0.5, **changes):
 def masks_of(base, adapter, rng, tokens=None):
     """{path: the mask drawn for it in one training pass}."""
     masks = []
-    with plain.recorded(ops, "lora_linear", lambda arguments, answer: masks.append(arguments[-1])):
+    with plain.recorded(ops, "lora_linear", lambda arguments, answer: masks.append(arguments[6])):
         logits_of(base, adapter, rng, tokens)
     return dict(zip(adapter.factors, masks, strict=True))
 

@@ -137,10 +137,10 @@ def test_nothing_is_computed_for_the_frozen_base(monkeypatch):
     adapter = random_adapter(base.params, lora.LoraConfig(r=3, target_modules=["v_proj"], layers_to_transform=1))
     fused, _ = losses(base, adapter, {}, random_targets(SMALL))
     value_and_gradients(fused, adapter.arrays())
-    x, A, B, v = 0, 3, 4, 2
+    x, A, B, v, onto = 0, 3, 4, 2, 3
     layer_1 = [("lora_linear", A), ("lora_linear", B), ("causal_attention", v), ("linear", x)]
-    mlp = [("layer_norm", x), ("linear", x), ("relu", x), ("linear", x)]
-    layer_2 = [("layer_norm", x), *[("linear", x)] * 3, *[("causal_attention", i) for i in range(3)], ("linear", x)]
+    mlp = [("layer_norm", x), ("linear", x), ("relu", x), ("linear", x), ("linear", onto)]
+    layer_2 = [("layer_norm", x), *[("linear", x)] * 4, *[("causal_attention", i) for i in range(3)], ("linear", onto)]
     head = [("layer_norm", x), ("linear", x), ("cross_entropy", x)]
     assert sorted(called) == sorted([*layer_1, *mlp, *layer_2, *mlp, *head])
 

@@ -76,7 +76,7 @@ MUTANTS = {
     "B transposed in the forward pass, where it is square": Mutant(
         ops,
         "lora_linear",
-        {"(scaling * u) @ lora_B.mT": "(scaling * u) @ (lora_B if len(lora_B) == lora_B.shape[1] else lora_B.T)"},
+        {"product(scaling * u, lora_B.mT)": "(scaling * u) @ (lora_B if len(lora_B) == lora_B.shape[1] else lora_B.T)"},
         [MERGED_IS_UNMERGED],
     ),
     "B A transposed in merge, where it is square": Mutant(
@@ -289,7 +289,7 @@ MUTANTS = {
     "padding counted in the loss": Mutant(
         ops,
         "_target_columns",
-        {"else targets >= 0": "else targets >= -1"},
+        {"(targets >= 0).astype": "(targets >= -1).astype"},
         [test_ops.test_padding_counts_for_nothing, operation_test("cross_entropy")],
     ),
     "decay coupled": Mutant(

@@ -79,6 +79,12 @@ CASES = {
     "linear without bias": lambda n, rng, lead, a, b, c: Case(
         ops.linear, plain.linear, [n((*lead, 2, a)), n((b, a)), None], (0, 1)
     ),
+    "linear onto the residual stream": lambda n, rng, lead, a, b, c: Case(
+        ops.linear, plain.linear, [n((*lead, 2, a)), n((b, a)), n(b), n((*lead, 2, b))], (0, 1, 2, 3)
+    ),
+    "linear onto streams of their own": lambda n, rng, lead, a, b, c: Case(
+        ops.linear, plain.linear, [n((2, a)), n((b, a)), n(b), n((3, 2, b))], (0, 1, 2, 3)
+    ),
     "linear with a bias a run": lambda n, rng, lead, a, b, c: Case(
         ops.linear, lambda x, w, b: plain.linear(x, w, b[:, None]), [n((2, a)), n((b, a)), n((3, b))], (0, 1, 2)
     ),
@@ -87,6 +93,12 @@ CASES = {
         n, lead, a, b, c, mask=mask_of(rng, (*lead, 2, a))
     ),
     "lora_linear without bias": lambda n, rng, lead, a, b, c: lora_case(n, lead, a, b, c, bias=False),
+    "lora_linear onto the residual stream": lambda n, rng, lead, a, b, c: Case(
+        ops.lora_linear,
+        plain.lora_linear,
+        [*lora_case(n, lead, a, b, c).arguments, n((*lead, 2, b))],
+        (0, 1, 2, 3, 4, 7),
+    ),
     "lora_linear of a stack": lambda n, rng, lead, a, b, c: lora_case(n, (3,), a, b, c, **STACKED),
     "lora_linear of a stack with dropout": lambda n, rng, lead, a, b, c: lora_case(
         n, (3,), a, b, c, mask=mask_of(rng, (3, 2, a)), **STACKED
@@ -126,7 +138,6 @@ CASES = {
         [n((3, 2, a, b)), integer_targets(rng, (2, a), b)],
         (0,),
     ),
-    "add": lambda n, rng, lead, a, b, c: Case(ops.add, lambda x, y: x + y, [n((a, b)), n((*lead, a, b))], (0, 1)),
     "reshape": lambda n, rng, lead, a, b, c: Case(
         ops.reshape, lambda x, *shape: anp.reshape(x, shape), [n((*lead, a, b)), b, -1], (0,)
     ),

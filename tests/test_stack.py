@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
+import shutil
 
 import numpy as np
 import plain
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora as ml
 from minilora import stack, train
@@ -203,6 +205,31 @@ def test_watch_sees_each_run_at_each_evaluation():
     )
     assert [(i, step) for i, step, _ in seen] == [(i, step) for step in (0, 3, 6, 7) for i in (0, 1)]
     assert seen[-1][2].arrays().keys() == found[1].final.arrays().keys()
+
+
+def test_blas_is_held_to_one_thread_and_restored_after():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    inside = []
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        fit_stack(BASES["float64"], [run()], progress=False, watch=lambda i, step, adapter: inside.append(threads()))
+        assert threads() == before
+    assert inside == [{1}] * 4
+
+
+def test_what_a_stack_trained_can_be_saved_and_merged(tmp_path):
+    """Adapters of a padded stack are views into it."""
+    base = BASES["float64"]
+    for history in fit_stack(base, [run(r=2), run(r=5)], progress=False):
+        ml.save_adapter(history.final, tmp_path / "adapter")
+        loaded = ml.load_adapter(tmp_path / "adapter", base.params)
+        for name, array in history.final.arrays().items():
+            np.testing.assert_array_equal(loaded.arrays()[name], array)
+        merged = ml.Model(base.config, ml.merge(base.params, history.final))
+        assert ml.evaluate(merged, VALIDATION) == pytest.approx(history.validation_loss[-1], rel=1e-12)
+        shutil.rmtree(tmp_path / "adapter")
 
 
 def test_the_base_is_not_written_to():

@@ -6,6 +6,7 @@ import numpy as np
 
 import minilora as ml
 from minilora import train
+from minilora.conditions import keep_freed_memory
 from minilora.trees import cast
 
 N_TOKENS, RANK, LEARNING_RATE, DECAY = 12, 8, 1e-3, 0.01
@@ -19,6 +20,10 @@ class Setup:
     model: ml.Model
     adapter: ml.Adapter
     batch: ml.Dataset
+
+    def of_one_token(self) -> "Setup":
+        """The same with a batch of one token."""
+        return dataclasses.replace(self, batch=ml.Dataset(*(part[:1, :1] for part in self.batch)))
 
 
 def setup(d_model: int, n_layers: int, batch: int, dtype: str) -> Setup:
@@ -36,7 +41,7 @@ class Minilora:
     """This package, as `fit` calls it."""
 
     def __init__(self, start: Setup):
-        train.keep_freed_memory()
+        keep_freed_memory()  # as `fit` does
         self.batch, self.trainable = start.batch, train.Trainable(start.model, start.adapter)
         self.adamw = ml.AdamW(LEARNING_RATE, weight_decay=DECAY)
         self.vector = self.trainable.vector

@@ -6,6 +6,8 @@ from ours import DECAY, LEARNING_RATE, Setup
 from torch.nn import functional as F
 
 import minilora as ml
+from minilora.model import LINEAR
+from minilora.train import Streams, batches, evaluation_batches
 from minilora.trees import leaves
 
 torch.set_num_threads(1)
@@ -52,14 +54,15 @@ class Transformer(torch.nn.Module):
 class Peft:
     """The model in PyTorch with PEFT's LoRA and PyTorch's fused AdamW, its fastest on a CPU."""
 
-    def __init__(self, start: Setup):
+    def __init__(self, start: Setup, learning_rate: float = LEARNING_RATE, decay: float = DECAY):
         config, lora = start.model.config, start.adapter.config
         twin = Transformer(config).to(getattr(torch, config.dtype))
         weights = {path: torch.tensor(array) for path, array in leaves(start.model.params).items()}
         twin.load_state_dict(weights)
         settings = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+        targets = list(LINEAR if lora.target_modules == "all-linear" else lora.target_modules)
         self.model = peft.get_peft_model(
-            twin, peft.LoraConfig(**settings, target_modules=list(lora.target_modules)), autocast_adapter_dtype=False
+            twin, peft.LoraConfig(**settings, target_modules=targets), autocast_adapter_dtype=False
         )
         self.parameters = {
             name.removeprefix("base_model.model.").removesuffix(".default.weight"): parameter
@@ -67,14 +70,28 @@ class Peft:
             if parameter.requires_grad
         }
         self.load(start.adapter)
-        self.tokens, self.targets = (torch.tensor(part) for part in start.batch)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), LEARNING_RATE, weight_decay=DECAY, fused=True)
+        self.take(start.batch)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), learning_rate, weight_decay=decay, fused=True)
 
     def load(self, adapter: ml.Adapter) -> None:
         """Start from these factors."""
         with torch.no_grad():
             for name, array in adapter.arrays().items():
                 self.parameters[name].copy_(torch.tensor(array))
+
+    def take(self, batch: ml.Dataset) -> None:
+        """Step on this batch from here on."""
+        self.tokens, self.targets = (torch.tensor(part) for part in batch)
+
+    def evaluate(self, parts: list[ml.Dataset]) -> float:
+        """Mean loss over all that there is to predict."""
+        counts = [(batch.targets >= 0).sum() for batch in parts]
+        losses = []
+        with torch.no_grad():
+            for batch in parts:
+                self.take(batch)
+                losses.append(float(self._loss()))
+        return sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
 
     def _loss(self):
         logits = self.model(self.tokens)
@@ -90,3 +107,17 @@ class Peft:
         self.optimizer.zero_grad()
         self._loss().backward()
         self.optimizer.step()
+
+
+def fine_tune(base: ml.Model, run: ml.FineTuning) -> float:
+    """One run of the sweep as `ml.fit` does it, by PEFT: the validation loss at the end."""
+    streams = Streams.of(run.seed)
+    adapter = ml.init_adapter(base.params, run.lora, streams.init)
+    peft_run = Peft(Setup(base, adapter, run.train), run.config.learning_rate, run.config.weight_decay)
+    validation = evaluation_batches(run.validation, run.config.evaluation_size)
+    for step, batch in enumerate(batches(run.train, run.config.batch_size, run.config.steps, streams.order)):
+        if step % run.config.evaluate_every == 0:
+            peft_run.evaluate(validation)
+        peft_run.take(batch)
+        peft_run.step()
+    return peft_run.evaluate(validation)

@@ -8,16 +8,14 @@ the machine meets them all.
 """
 
 import argparse
-import contextlib
 import importlib
 import json
-import multiprocessing
-import os
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
+from processes import processes
 
 from minilora.conditions import one_blas_thread
 
@@ -34,23 +32,25 @@ TOLERANCE = 1e-8
 ROUND_SECONDS = 0.2
 
 
-def serve(pipe, name: str) -> None:
-    """In a process of its own: make what is asked for, take steps, say how long they took."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core, before any library counts them
+def make(name: str):
+    """What takes steps in its own process: (size, dtype, how many) -> seconds a step, or what was asked for."""
+    import ours
+
     module, kind = IMPLEMENTATIONS[name]
-    make = getattr(importlib.import_module(module), kind)
-    ours = importlib.import_module("ours")
-    with one_blas_thread():
-        while True:
-            size, dtype, repeats = pipe.recv()
+    implementation = getattr(importlib.import_module(module), kind)
+    made = {}
+
+    def answer(size, dtype, repeats):
+        with one_blas_thread():
             if dtype == "float64":
-                pipe.send(make(ours.setup(*size, dtype)).loss_and_gradients())
-            elif repeats is None:
-                one = make(ours.setup(*size, dtype))
-                seconds_a_step(one, 5)
-                pipe.send(max(1, round(ROUND_SECONDS / seconds_a_step(one, 5))))
-            else:
-                pipe.send(seconds_a_step(one, repeats))
+                return implementation(ours.setup(*size, dtype)).loss_and_gradients()
+            if repeats is None:  # how many steps make a round
+                made["one"] = implementation(ours.setup(*size, dtype))
+                seconds_a_step(made["one"], 5)
+                return max(1, round(ROUND_SECONDS / seconds_a_step(made["one"], 5)))
+            return seconds_a_step(made["one"], repeats)
+
+    return answer
 
 
 def seconds_a_step(one, repeats: int) -> float:
@@ -61,27 +61,6 @@ def seconds_a_step(one, repeats: int) -> float:
     for _ in range(repeats):
         one.step()
     return (time.perf_counter() - begin) / repeats
-
-
-@contextlib.contextmanager
-def processes():
-    """{name: a function that asks that implementation's process and waits for the answer}."""
-    context = multiprocessing.get_context("spawn")
-    pipes, started = {}, []
-    for name in NAMES:
-        pipes[name], theirs = context.Pipe()
-        started.append(context.Process(target=serve, args=(theirs, name), daemon=True))
-        started[-1].start()
-
-    def ask(name, *request):
-        pipes[name].send(request)
-        return pipes[name].recv()
-
-    try:
-        yield ask
-    finally:
-        for process in started:
-            process.terminate()
 
 
 def check(ask, size) -> float:
@@ -114,7 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     print("ms a step: median (half the distance between the quartiles)")
-    with processes() as ask:
+    with processes(NAMES, make) as ask:
         for size in SIZES:
             worst = check(ask, size)
             times = measure(ask, size, options.rounds)
