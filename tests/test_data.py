@@ -265,13 +265,19 @@ def test_a_target_that_is_not_there_is_refused(base):
 # --- the shipped base ---
 
 
-def test_the_shipped_base_is_what_its_config_says(base):
-    stated = json.loads((DATA / "bases" / "surnames" / "config.json").read_text())
+@pytest.mark.parametrize(("name", "options"), [("surnames", ""), ("surnames_4_layers", " --layers 4")])
+def test_a_shipped_base_is_what_its_config_says(name, options):
+    base = ml.load_base(name)
+    stated = json.loads((DATA / "bases" / name / "config.json").read_text())
     assert fingerprint(base.params) == stated["fingerprint"]
     assert vars(base.config).items() <= stated.items()
     assert list(leaves(base.params)) == list(leaves(ml.init_params(base.config, np.random.default_rng(0))))
     assert ml.evaluate(base, surname_split()[1]) == pytest.approx(stated["validation_loss"], rel=1e-5)
-    assert stated["made_by"] == "python -m minilora.data.pretrain --seed 0 --steps 12000"
+    assert stated["made_by"] == "python -m minilora.data.pretrain --seed 0 --steps 12000" + options
+
+
+def test_the_deeper_base_has_four_layers():
+    assert [ml.load_base(name).config.n_layers for name in base_module.BASES] == [2, 4]
 
 
 def test_every_call_gives_a_base_of_its_own(base):
@@ -325,6 +331,7 @@ def test_pretraining_makes_a_better_model_and_the_same_one_again(tmp_path):
     [
         (["--steps", 0], "steps: got 0"),
         (["--steps", 1, "--seed", -1], "seed: got -1"),
+        (["--steps", 1, "--layers", 0], "layers: got 0"),
         (["--steps", 1, "--out", "file/folder"], "file"),
     ],
 )

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import minilora as ml
 from minilora.experiments import check
+from minilora.experiments.claims import ARTICLE
+from minilora.experiments.ledger import all_contrasts, claim_rows
 from minilora.experiments.report import verdict_summary
+from minilora.experiments.study import load_studies
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,12 +49,26 @@ def test_the_verdicts_are_those_of_the_committed_claims():
 
 def test_the_sample_output_is_that_of_the_committed_quick_run():
     rows = json.loads((ROOT / "figures" / "quick" / "claims.json").read_text(encoding="utf-8"))
+    headline = [row for row in all_contrasts(rows) if load_studies()[row["study"]].headline]
     (shown,) = blocks("text")
-    for row in rows:
+    for row in claim_rows(headline):
         line = next(
-            one for one in shown.split("\n") if one.startswith(f"{row['id']:6}{row['study']:14}{row['verdict']}")
+            one for one in shown.split("\n") if one.startswith(f"{row['id']:6}{row['study']:16}{row['verdict']}")
         )
         assert row["statement"][:20] in line
+
+
+def test_all_claims_and_studies_are_counted_right():
+    assert f"in {len(ARTICLE)} statements" in README
+    assert len(load_studies()) == 14
+    assert "runs all fourteen" in README
+
+
+def test_what_is_said_not_to_hold_is_what_does_not():
+    rows = {row["id"]: row["verdict"] for row in json.loads((ROOT / "figures" / "claims.json").read_text())}
+    section = README.split("What did not hold here")[1].split("\n## ")[0]
+    named = {claim for bold in re.findall(r"\*\*(.*?)\*\*", section) for claim in re.findall(r"[A-Z]\d", bold)}
+    assert named == {claim for claim, verdict in rows.items() if verdict != "supported"}
 
 
 def test_the_base_is_as_described():
@@ -59,6 +76,8 @@ def test_the_base_is_as_described():
     n_parameters = ml.count_parameters(base.params, None).total
     stated = json.loads((ROOT / "minilora" / "data" / "bases" / "surnames" / "config.json").read_text())
     assert f"scores\n{stated['validation_loss']:.3f} nats" in README
+    deeper = json.loads((ROOT / "minilora" / "data" / "bases" / "surnames_4_layers" / "config.json").read_text())
+    assert f"scores {deeper['validation_loss']:.3f}." in README
     assert f"{round(n_parameters, -3):,}" == "27,000"
     assert README.count("27,000") == 2
 

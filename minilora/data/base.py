@@ -6,14 +6,15 @@ from minilora.checkpoint import load_model
 from minilora.checks import nearest
 from minilora.model import Model
 
-BASES = ("surnames",)
+BASES = ("surnames", "surnames_4_layers")
 
 
 def load_base(name: str = "surnames") -> Model:
     """The base of that name: its `.config` and `.params` (fresh arrays at every call).
 
-    "surnames" was pretrained on census surnames by `python -m minilora.data.pretrain`; its folder states its
-    validation loss and its fingerprint, which is checked here.
+    "surnames" (two layers) and "surnames_4_layers" were pretrained on census surnames by
+    `python -m minilora.data.pretrain`; their folders state how, their validation loss, and their fingerprint, which is
+    checked here.
 
     >>> base = load_base("surnames")
     >>> base.config.n_layers, base.params["layers"][0]["q_proj"]["weight"].shape

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minilora.checks import nearest
-from minilora.experiments.study import HEADLINE, N_SEEDS, Settings, Study, load_studies
+from minilora.experiments.rehearsal import rehearse
+from minilora.experiments.study import N_SEEDS, Settings, Study, StudyError, load_studies
 from minilora.files import check_writable
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -30,7 +31,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--list", action="store_true", help="list the studies and stop")
     made.add_argument("--quick", action="store_true", help="a small version, into figures/quick")
-    made.add_argument("--seeds", type=_positive, default=N_SEEDS, metavar="N", help=f"paired seeds (default {N_SEEDS})")
+    made.add_argument(
+        "--seeds",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help=f"paired seeds (default: the study's own, at least {N_SEEDS})",
+    )
     made.add_argument("--jobs", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
     made.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to write (default: figures)")
     made.add_argument("--check", action="store_true", help="run again from scratch and compare with what is in DIR")
@@ -46,12 +53,19 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments ask for; the exit status."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["recipe"]:
+        from minilora.experiments import recipe
+
+        return recipe.main(given[1:])
+    options = parser().parse_args(given)
     out = options.out or Path("figures/quick" if options.quick else "figures")
     try:
         studies = choose(options.studies)
         if options.list:
             return list_studies(studies if options.studies else list(load_studies().values()), options)
+        for study in studies:
+            rehearse(study)
         if options.check and not out.is_dir():
             raise UsageError(f"--check: {out} is not there: nothing to compare with")
         if not options.check:
@@ -59,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: --out: {error.strerror}", file=sys.stderr)
         return USAGE
-    except UsageError as error:
+    except (UsageError, StudyError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     try:
@@ -88,16 +102,23 @@ def choose(names: Sequence[str]) -> list[Study]:
             raise UsageError(f"STUDY: unknown study {name!r}{nearest(name, known)}; takes {', '.join(known)}, or all")
     if "all" in names:
         return list(known.values())
-    return [known[name] for name in dict.fromkeys(names or HEADLINE)]
+    if not names:
+        return [study for study in known.values() if study.headline]
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def list_studies(studies: Sequence[Study], options: argparse.Namespace) -> int:
     """Print name, size, claims and question of each."""
     for study in studies:
-        n_runs = len(study.runs(range(options.seeds), options.quick))
-        claims = ", ".join(dict.fromkeys(claim.id for claim in study.claims))
-        print(f"{study.name:14}{n_runs:5} runs  {claims:16}{study.question}")
+        n_runs = len(runs_of(study, options))
+        claims = ", ".join(dict.fromkeys(contrast.claim for contrast in study.contrasts))
+        print(f"{study.name:16}{n_runs:5} runs  {claims:16}{study.question}")
     return DONE
+
+
+def runs_of(study: Study, options: argparse.Namespace) -> list[Settings]:
+    """The runs that were asked for."""
+    return study.runs(range(options.seeds or study.n_seeds), options.quick)
 
 
 def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
@@ -105,14 +126,16 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
     import joblib
 
     from minilora.experiments import report
+    from minilora.experiments.ledger import claim_rows, in_order
     from minilora.experiments.runner import RunFailedError, Store, run_all
 
+    report.read_claims(out)  # what cannot be added to is better known now
     jobs = options.jobs or joblib.cpu_count()
     store = Store(out / "runs", options.fresh)
-    rows, status = [], DONE
+    rows, status = [], DONE  # the contrasts of these studies
     with Progress(studies, options, store) as progress:
         for study in studies:
-            todo = study.runs(range(options.seeds), options.quick)
+            todo = runs_of(study, options)
             started = time.perf_counter()
             try:
                 results = run_all(todo, store, jobs, progress.starting(study, len(todo)))
@@ -126,13 +149,15 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
             progress.finished(study, runs, out, seconds)
             for line in report.sample_lines(samples):
                 progress.say(line)
-    report.print_verdicts(rows)
+    report.print_verdicts(claim_rows(in_order(rows)))
+    if rows:
+        report.write_overview(out)
     return status
 
 
 def _flags(options: argparse.Namespace) -> str:
     """The options that decide the numbers, as one would type them."""
-    return (" --quick" if options.quick else "") + (f" --seeds {options.seeds}" if options.seeds != N_SEEDS else "")
+    return (" --quick" if options.quick else "") + (f" --seeds {options.seeds}" if options.seeds else "")
 
 
 def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
@@ -156,7 +181,7 @@ class Progress:
     def __init__(self, studies: Sequence[Study], options: argparse.Namespace, store):
         from tqdm import tqdm
 
-        everything = [one for study in studies for one in study.runs(range(options.seeds), options.quick)]
+        everything = [one for study in studies for one in runs_of(study, options)]
         unique = list(dict.fromkeys(everything))
         missing = [one for one in unique if store.get(one) is None]
         self.reused = len(unique) - len(missing)

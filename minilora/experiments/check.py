@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minilora.experiments.ledger import all_contrasts
 from minilora.experiments.report import read_claims, versions
 from minilora.experiments.runner import machine
 from minilora.experiments.runs import CONSTANT, MEASURED, Run, Runs, from_csv
@@ -88,7 +89,7 @@ def _within_tolerance(name: str, committed: Path, rerun: Path, old: Runs, new: R
 
 
 def _claims(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [row for row in read_claims(folder) if row["study"] == name]
+    return [row for row in all_contrasts(read_claims(folder)) if row["study"] == name]
 
 
 def _movement(old: dict[str, Any], new: dict[str, Any]) -> float:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from minilora.experiments.runs import Metric, MissingRunsError, Run, Runs
+from minilora.experiments.runs import BEST, FINAL, FINAL_TRAIN, Metric, MissingRunsError, Run, Runs
 from minilora.experiments.stats import estimate
 
 # Okabe and Ito, "Color Universal Design" (2008)
@@ -80,9 +80,27 @@ def line(
                 fontsize=9, gid=END_LABEL)  # fmt: skip
 
 
+def curve(ax: Axes, runs: Runs, what: str, label: str, color, *, style="-") -> list[float]:
+    """What runs measured on their way ("train_loss" ...), without those that diverged; the means that are drawn."""
+    kept = [run for run in runs if not run.diverged]
+    if not kept:
+        return []
+    columns = [np.array([getattr(run, what)[i] for run in kept]) for i in range(len(kept[0].step))]
+    line(ax, kept[0].step, columns, label, color, style=style, marker="")
+    return [float(column.mean()) for column in columns]
+
+
+def steps_axis(ax: Axes, runs: Runs, what: str) -> None:
+    """An x axis for steps, with room for labels at the right, and a y axis for a loss."""
+    last = runs[0].settings.steps
+    ax.set(xlabel="step", ylabel=f"{what} (nats per letter)", xlim=(0, last * 1.45), xticks=range(0, last + 1, 50))
+
+
 def _place_labels(ax: Axes) -> None:
     """Move the labels at the ends of lines apart where they would overlap, keeping their order."""
     labels = [text for text in ax.texts if text.get_gid() == END_LABEL]
+    if not labels:
+        return
     height = ax.get_figure().get_figheight() * 72 * 0.72 / ax.get_subplotspec().get_gridspec().nrows  # points, about
     low, high = ax.transScale.transform([(1, y) for y in ax.get_ylim()])[:, 1]
     wanted = [(ax.transScale.transform((1, text.xy[1]))[1] - low) / (high - low) * height for text in labels]
@@ -140,6 +158,57 @@ def by(
     if tuned:
         return [runs.tuned(metric, chosen_by, **{name: value}, **where) for value in values]
     return [runs.per_seed(metric, **{name: value}, **where) for value in values]
+
+
+LOSSES = (
+    ("validation,\nat the end", FINAL, VALIDATION, "-"),
+    ("validation,\nat its best", BEST, VALIDATION, ":"),
+    ("training,\nat the end", FINAL_TRAIN, TRAIN, "-"),
+)
+
+
+def losses(ax: Axes, runs: Runs, over: str, *, tuned: bool = False, lines=LOSSES) -> list:
+    """Training and validation losses against a setting, as lines; the values of the setting."""
+    values = runs.values(over)
+    for label, metric, color, style in lines:
+        line(ax, values, by(runs, over, values, metric, tuned=tuned), label, color, style=style)
+    ax.set_ylabel("loss (nats per letter)")
+    return values
+
+
+def rates_axis(ax: Axes, rates: Sequence[float], room: float = 6.0) -> None:
+    """A logarithmic x axis for learning rates, and room for labels at the right."""
+    ax.set_xscale("log")
+    ax.set(xlim=(min(rates) / 1.6, max(rates) * room), xlabel="learning rate")
+    ax.set_xticks(list(rates), [f"{rate:g}" for rate in rates], fontsize=8)
+    ax.set_xticks([], minor=True)
+
+
+def ranking(ax: Axes, values: Mapping[str, np.ndarray], reference: str, label: str, color=VALIDATION) -> None:
+    """How far each name's values lie from the reference's, paired by seed: a dot with its 95 % interval, lowest on top.
+
+    Names without a finite value are left out.
+    """
+    finite = {name: column for name, column in values.items() if np.isfinite(column).all()}
+    if reference not in finite:
+        ax.set_xlabel(f"{label}: runs of {reference} diverged")
+        return
+    against = {name: column - finite[reference] for name, column in finite.items()}
+    order = sorted(against, key=lambda name: float(np.mean(against[name])))
+    for y, name in enumerate(order):
+        mean, low, high, _ = estimate(against[name])
+        if np.isfinite(low):
+            ax.plot([low, high], [y, y], "-", color=color, lw=1.4)
+        ax.plot([mean], [y], "o", color=color, mfc=color if name == reference else "white")
+    ax.axvline(0, color=PREDICTION, lw=1, zorder=0)
+    ax.set_yticks(range(len(order)), order, fontsize=8)
+    for tick, name in zip(ax.get_yticklabels(), order, strict=True):
+        tick.set_fontweight("bold" if name == reference else "normal")
+    ax.set_ylim(len(order) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    ax.locator_params(axis="x", nbins=6)
+    ax.grid(axis="y", color="#EEEEEE")
+    ax.set_axisbelow(True)
 
 
 def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1.9) -> None:

@@ -1,4 +1,4 @@
-"""What a study leaves behind: CSV, figure, claims with verdicts, samples, provenance."""
+"""What a study leaves behind: CSV, figure, the ledger, samples, provenance."""
 
 import contextlib
 import dataclasses
@@ -7,37 +7,38 @@ import math
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minilora.data.base import BASES
 from minilora.data.names import TABLES, load_names
-from minilora.experiments import plots
+from minilora.experiments import overview, plots
+from minilora.experiments.claims import ARTICLE
+from minilora.experiments.ledger import Row, all_contrasts, claim_rows, contrast_row, in_order, result_text
 from minilora.experiments.runner import as_run, base, code_version, machine, write_names
-from minilora.experiments.runs import MissingRunsError, Runs, to_csv, tuned_rates
-from minilora.experiments.stats import Estimate, estimate, verdict
-from minilora.experiments.study import HEADLINE, N_SEEDS, Claim, Settings, Study
+from minilora.experiments.runs import Runs, to_csv, tuned_rates
+from minilora.experiments.study import N_SEEDS, Settings, Study
 from minilora.files import from_json, read_json, replace_file, to_json
 from minilora.trees import fingerprint
 
-Row = dict[str, Any]
 CLAIM_KEYS = {
     "id", "statement", "study", "prediction", "smallest_effect", "effect", "interval", "unit", "n_seeds", "verdict",
-    "regime", "figure", "command",
+    "regime", "figure", "command", "contrasts",
 }  # fmt: skip
 
 
 def write_study(
     study: Study, runs: Runs, samples: dict[str, list[str]], out: Path, options: str, seconds: float | None
 ) -> list[Row]:
-    """Write all of a study's files into `out`; rows of other studies that are there stay. Returns its claims."""
-    rows = [row for claim in study.claims if (row := claim_row(study, claim, runs, options)) is not None]
+    """Write all of a study's files into `out`; contrasts of other studies that are there stay. Returns its own."""
+    rows = [row for one in study.contrasts if (row := contrast_row(study, one, runs, options)) is not None]
     replace_file(out / f"{study.name}.csv", to_csv(runs))
     replace_file(out / f"{study.name}.svg", plots.to_svg(study.draw, runs, samples))
-    others = [row for row in read_claims(out) if row["study"] != study.name]
-    ledger = sorted(others + rows, key=_place)
+    others = [row for row in all_contrasts(read_claims(out)) if row["study"] != study.name]
+    ledger = claim_rows(in_order(others + rows))
     replace_file(out / "claims.json", to_json(ledger))
     everything = _read_or_empty(out / "provenance.json")
     written = _read_or_empty(out / "samples.json")
@@ -52,12 +53,19 @@ def write_study(
     return rows
 
 
+def write_overview(out: Path) -> list[Row]:
+    """Draw all claims that are in `out` into overview.svg; the claims."""
+    ledger = read_claims(out)
+    replace_file(out / "overview.svg", plots.to_svg(overview.draw, ledger))
+    return ledger
+
+
 def read_claims(out: Path) -> list[Row]:
     """The rows of claims.json, or none where there is no such file."""
     path = out / "claims.json"
     try:
         rows = from_json(path.read_text(encoding="utf-8")) if path.exists() else []
-        if not all(isinstance(row, dict) and row.keys() >= CLAIM_KEYS for row in rows):
+        if not all(isinstance(row, dict) and row.keys() >= CLAIM_KEYS and row["id"] in ARTICLE for row in rows):
             raise ValueError("not a list of claims")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}; remove it to write it anew") from None
@@ -68,141 +76,113 @@ def _read_or_empty(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _place(row: Row) -> tuple:
-    """The order of the article: R, A, D, then the rest; within an id, by study."""
-    letters = "RADTYLIBSWEG"
-    study = HEADLINE.index(row["study"]) if row["study"] in HEADLINE else len(HEADLINE)
-    return letters.find(row["id"][0]), row["id"], study
-
-
-def claim_row(study: Study, claim: Claim, runs: Runs, options: str) -> Row | None:
-    """One row of the ledger; None where this version of the study lacks the runs for it."""
-    try:
-        measured = _estimate(claim, claim.contrast(runs))
-    except MissingRunsError:
-        return None
-    row = {
-        "id": claim.id,
-        "statement": claim.statement,
-        "study": study.name,
-        "prediction": claim.prediction,
-        "smallest_effect": claim.smallest_effect,
-        **_numbers(claim, measured),
-        "unit": claim.unit,
-        "n_seeds": measured.n,
-        "exact": claim.exact,
-        "regime": claim.regime,
-        "figure": f"{study.name}.svg",
-        "command": f"python -m minilora.experiments {study.name}{options}",
-    }
-    row["variants"] = {}
-    for label, contrast in claim.variants.items():
-        with contextlib.suppress(MissingRunsError):
-            row["variants"][label] = _numbers(claim, _estimate(claim, contrast(runs)))
-    return row
-
-
-def _estimate(claim: Claim, values: np.ndarray) -> Estimate:
-    """With an interval over seeds; an exact claim's is its largest deviation, without width."""
-    if not claim.exact:
-        return estimate(values)
-    largest = float(np.max(np.abs(values)))
-    return Estimate(largest, largest, largest, len(values))
-
-
-def _numbers(claim: Claim, measured: Estimate) -> Row:
-    bounds = [measured.low, measured.high]
-    return {
-        "effect": measured.mean if math.isfinite(measured.mean) else None,
-        "interval": [bound if math.isfinite(bound) else None for bound in bounds],
-        "verdict": verdict(measured, claim.smallest_effect, claim.exact),
-    }
-
-
-def result_text(row: Row) -> str:
-    """Effect, interval and unit in a few words.
-
-    >>> row = {"effect": 0.2, "interval": [0.1, 0.3], "unit": "nats", "exact": False, "n_seeds": 8}
-    >>> result_text(row)
-    '0.200 [0.100, 0.300] nats'
-    """
-    if row.get("exact") and row["effect"] is not None:
-        return f"{row['effect']:g} {row['unit']} (exact)"
-    if row["effect"] is None or row["interval"][0] is None:
-        reason = "one seed gives no interval" if row.get("n_seeds") == 1 else "a run of the contrast diverged"
-        return f"no interval: {reason}"
-    low, high = row["interval"]
-    return f"{row['effect']:.3f} [{low:.3f}, {high:.3f}] {row['unit']}"
-
-
 QUICK_NOTE = (
-    "",
-    "This is the quick version: few settings, few steps, and one learning rate, so that nothing is tuned.",
+    "This is the quick version: few settings, few steps, and mostly one learning rate, so that nothing is tuned."
 )
+RULE = """\
+Written by `python -m minilora.experiments`. Effects are means over paired seeds with 95 % intervals (Student's t),
+positive in the predicted direction. *Supported*: the whole interval lies beyond the smallest effect worth having, which
+was written down before the run. *Contradicted*: it lies wholly on the other side of zero. *Inconclusive* otherwise.
+A claim of several contrasts holds if all of them do; its line shows the contrast that decides. Where a verdict does not
+survive Holm's correction for the number of claims, that is said beside it.
+"""
 
 
 def ledger_page(rows: Sequence[Row], samples: dict[str, dict[str, list[str]]]) -> str:
     """CLAIMS.md."""
-    lines = [
-        "# What the article says, and what we measured",
-        "",
-        "Written by `python -m minilora.experiments`. Effects are means over paired seeds with",
-        "95 % intervals, positive in the predicted direction. *Supported*: the whole interval lies beyond the smallest",
-        "effect worth having, which was written down before the run. *Contradicted*: it lies wholly on the other side",
-        "of zero. *Inconclusive* otherwise.",
-        *[line for line in QUICK_NOTE if any("--quick" in row["command"] for row in rows)],
-        "",
-        "| claim | statement | prediction | smallest effect | measured | seeds | verdict | figure |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        figure = f"[{row['study']}]({row['figure']})"
-        lines.append(
-            f"| {row['id']} | {row['statement']} | {row['prediction']} | {row['smallest_effect']:g} "
-            f"| {result_text(row)} | {row['n_seeds']} | **{row['verdict']}** | {figure} |"
-        )
-    lines += _variants(rows)
-    lines += ["", "## Where it was measured", ""]
-    lines += list(
-        dict.fromkeys(f"- **{row['id']}** ({row['study']}): {row['regime']}. `{row['command']}`" for row in rows)
-    )
+    parts = ["# What the article says, and what we measured", RULE.strip()]
+    if any("--quick" in row["command"] for row in rows):
+        parts.append(QUICK_NOTE)
+    parts += ["![All claims, their effects and verdicts](overview.svg)", claims_table(rows)]
+    parts += ["## Each contrast", contrasts_table(all_contrasts(rows))]
+    otherwise = variants_table(all_contrasts(rows))
+    if otherwise:
+        parts += ["## The same contrasts, measured otherwise", OTHERWISE.strip(), otherwise]
+    parts += ["## Where it was measured", _regimes(rows)]
     for study, written in samples.items():
-        lines += ["", f"## What the models of the study `{study}` write", ""]
-        lines += [f"- {label.replace(chr(10), ' ')}: {', '.join(names)}" for label, names in written.items()]
-    return "\n".join(lines) + "\n"
+        parts.append(f"## What the models of the study `{study}` write")
+        parts.append(
+            "\n".join(f"- {label.replace(chr(10), ' ')}: {', '.join(names)}" for label, names in written.items())
+        )
+    return "\n\n".join(parts) + "\n"
 
 
-def _variants(rows: Sequence[Row]) -> list[str]:
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown; empty where there are no lines."""
+    body = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join(["| " + " | ".join(header) + " |", "| --- " * len(header) + "|", *body]) if body else ""
+
+
+def _verdict_words(row: Row) -> str:
+    """The verdict, with what qualifies it."""
+    text = f"**{row['verdict']}**"
+    if row["verdict"] != row["verdict_holm"]:
+        text += f" (after Holm {row['verdict_holm']})"
+    n, same = len(row["contrasts"]), sum(one["verdict"] == row["verdict"] for one in row["contrasts"])
+    return text if same == n else f"{text} ({n - same} of {n} contrasts otherwise)"
+
+
+def _paper_words(row: Row) -> str:
+    paper = row["paper"]
+    return f"{paper['agreement']}: {paper['reported']} ({paper['source']})" if paper else ""
+
+
+def claims_table(rows: Sequence[Row]) -> str:
+    """A line a claim."""
+    return _table(
+        ["claim", "statement", "what decides it", "verdict", "papers", "figure", "makes this row"],
+        [
+            [row["id"], row["statement"], row["result"], _verdict_words(row), _paper_words(row),
+             f"[{row['study']}]({row['figure']})", f"`{row['command']}`"]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def contrasts_table(contrasts: Sequence[Row]) -> str:
+    """A line a contrast, with its numbers; the bootstrap's where they would give another verdict."""
+    lines = []
+    for row in contrasts:
+        measured = result_text(row)
+        if row["verdict_bootstrap"] != row["verdict"]:
+            low, high = row["interval_bootstrap"]
+            measured += f"; bootstrap [{low:.3f}, {high:.3f}]: {row['verdict_bootstrap']}"
+        lines.append([row["id"], row["prediction"], f"{row['smallest_effect']:g}", measured, str(row["n_seeds"]),
+                      row["verdict"], f"[{row['study']}]({row['figure']})"])  # fmt: skip
+    return _table(["claim", "prediction", "smallest effect", "measured", "seeds", "verdict", "figure"], lines)
+
+
+OTHERWISE = """\
+Above, each learning rate is tuned where several were tried, unless the prediction says otherwise: the one with the
+lowest best validation loss (that of early stopping), on the mean over the other seeds.
+"""
+
+
+def variants_table(contrasts: Sequence[Row]) -> str:
     """The same contrasts, measured otherwise; nothing where that comes to the same, as where nothing is tuned."""
-    table = [
-        f"| {row['id']} | {row['study']} | {result_text(row)} | {label} | {result_text(row | other)} "
-        f"| {other['verdict']} |"
-        for row in rows
-        for label, other in row.get("variants", {}).items()
-        if other["interval"] != row["interval"]
-    ]
-    heading = [
-        "",
-        "## The same contrasts, measured otherwise",
-        "",
-        "Above, each learning rate is tuned where several were tried: the one with the lowest best validation loss",
-        "(that of early stopping), on the mean over the other seeds.",
-        "",
-        "| claim | study | as above | otherwise | measured | verdict it would give |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    return heading + table if table else []
+    return _table(
+        ["claim", "study", "as above", "otherwise", "measured", "verdict it would give"],
+        [
+            [row["id"], row["study"], result_text(row), label, result_text(row | other), other["verdict"]]
+            for row in contrasts
+            for label, other in row["variants"].items()
+            if other["interval"] != row["interval"]
+        ],
+    )
+
+
+def _regimes(rows: Sequence[Row]) -> str:
+    contrasts = all_contrasts(rows)
+    return "\n".join(dict.fromkeys(f"- **{row['id']}** ({row['study']}): {row['regime']}" for row in contrasts))
 
 
 def verdict_summary(rows: Sequence[Row]) -> str:
     """The table of README.md: a line a claim."""
-    lines = ["| claim | statement | measured [95 % interval] | verdict |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| [{row['id']}](figures/{row['figure']}) | {row['statement']}: {row['prediction']} | {result_text(row)} "
-        f"| **{row['verdict']}** |"
+    lines = [
+        [f"[{row['id']}](figures/{row['figure']})", row["statement"], row["result"], _verdict_words(row)]
         for row in rows
     ]
-    return "\n".join(lines) + "\n"
+    return _table(["claim", "statement", "what decides it (+- half the 95 % interval)", "verdict"], lines) + "\n"
 
 
 def provenance(study: Study, runs: Runs, options: str, seconds: float | None) -> dict[str, Any]:
@@ -213,7 +193,7 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float | None) ->
         "machine": machine(),
         "platform": f"{platform.system()} {platform.machine()}",
         "code": code_version(),
-        "base": fingerprint(base().params),
+        "bases": {name: fingerprint(base(name).params) for name in BASES},
         "data": {table: hashlib.sha256("\n".join(load_names(table)).encode()).hexdigest() for table in TABLES},
         "seeds": runs.values("seed"),
         "runs": len(runs),
@@ -226,8 +206,11 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float | None) ->
 
 def versions() -> dict[str, str]:
     """Of Python and of what computes and draws."""
-    packages = ("minilora", "numpy", "autograd", "scipy", "matplotlib", "joblib")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    found = {"python": platform.python_version()}
+    for name in ("minilora", "numpy", "autograd", "scipy", "matplotlib", "joblib", "optuna"):
+        with contextlib.suppress(PackageNotFoundError):  # optuna is an extra
+            found[name] = version(name)
+    return found
 
 
 def _tuning(runs: Runs, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +232,7 @@ def samples_of(study: Study, results: dict[Any, dict[str, Any]]) -> dict[str, li
             if settings.seed == 0 and all(getattr(settings, name) == value for name, value in wanted.items()):
                 chosen[label] = result["samples"]
                 break
-    return {"base,\nnot adapted": write_names(base(), 0)} | chosen if chosen else {}
+    return {"base,\nnot adapted": write_names(base("surnames"), base("surnames"), 0)} | chosen if chosen else {}
 
 
 def print_verdicts(rows: Iterable[Row], file=None) -> None:
@@ -260,10 +243,10 @@ def print_verdicts(rows: Iterable[Row], file=None) -> None:
         return
     width = max(len(row["statement"]) for row in rows)
     few = any(row["n_seeds"] < N_SEEDS for row in rows)
-    print(f"\n{'claim':6}{'study':14}{'verdict':14}{'statement':{width + 2}}measured [95 % interval]", file=file)
+    print(f"\n{'claim':6}{'study':16}{'verdict':14}{'statement':{width + 2}}measured [95 % interval]", file=file)
     for row in rows:
         print(
-            f"{row['id']:6}{row['study']:14}{row['verdict']:14}{row['statement']:{width + 2}}{result_text(row)}",
+            f"{row['id']:6}{row['study']:16}{row['verdict']:14}{row['statement']:{width + 2}}{result_text(row)}",
             file=file,
         )
     if few:

@@ -21,7 +21,7 @@ import numpy as np
 from minilora import autodiff, conditions, generate, lora, model, ops, optim, stack, train, trees
 from minilora.conditions import one_blas_thread
 from minilora.data import names, planted
-from minilora.data.base import load_base
+from minilora.data.base import BASES, load_base
 from minilora.experiments.runs import CONSTANT, MEASURED, Run
 from minilora.experiments.study import Settings
 from minilora.files import read_json, replace_file, to_json
@@ -32,7 +32,7 @@ from minilora.trees import fingerprint, leaves
 
 N_SAMPLES = 12  # names that each run writes at its end
 Stack = list[Settings]  # runs done at once
-STACKED = ("learning_rate", "lora_alpha", "lora_dropout")  # what runs done at once may differ in
+STACKED = ("learning_rate", "lora_alpha", "lora_dropout", "init_lora_weights")  # what runs done at once may differ in
 MAX_STACK = 8  # more at once gains little: see tests/bench
 COMPUTED_BY = (
     autodiff,
@@ -53,18 +53,22 @@ COMPUTED_BY = (
 base = functools.cache(load_base)
 
 
-@functools.lru_cache(maxsize=8)
-def task(name: str, n_train: int, planted_rank: int, seed: int):
+def task(of: Settings):
     """(train, validation, teacher) of a run; no teacher for real names."""
+    return _task(of.task, of.base, of.n_train, of.planted_rank, of.seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _task(name: str, base_name: str, n_train: int, planted_rank: int, seed: int):
     if name == "planted":
-        made = planted.planted_task(base(), planted_rank, n_train, seed)
+        made = planted.planted_task(base(base_name), planted_rank, n_train, seed)
         return made.train, made.validation, made.teacher
-    return *names.names_task("female", n_train, seed), None
+    return *names.names_task({"names": "female"}.get(name, name), n_train, seed), None
 
 
 def floors(settings: Settings) -> dict[str, float]:
     """The teacher's own losses on the names that a run is evaluated on; 0 where there is no teacher."""
-    train_set, validation, teacher = task(settings.task, settings.n_train, settings.planted_rank, settings.seed)
+    train_set, validation, teacher = task(settings)
     sets = {"floor": validation, "train_floor": train_set}
     first = {name: Dataset(*(part[: settings.evaluation_size] for part in dataset)) for name, dataset in sets.items()}
     return {name: 0.0 if teacher is None else evaluate(teacher, dataset) for name, dataset in first.items()}
@@ -75,11 +79,20 @@ def lora_config(settings: Settings) -> LoraConfig | None:
     if settings.method == "full":
         return None
     targets = settings.target_modules
+    parts = [
+        part.partition(":") for part in targets.split("+")
+    ]  # "q_proj:10+up_proj:4": modules with ranks of their own
+    ranks = {name: int(rank) for name, _, rank in parts if rank}
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=targets if targets == "all-linear" else targets.split("+"),
+        target_modules=targets if targets == "all-linear" else [name for name, _, _ in parts],
+        layers_to_transform=None if settings.layers == "all" else [int(layer) for layer in settings.layers.split("+")],
+        rank_pattern=ranks,
+        alpha_pattern={name: settings.lora_alpha / settings.r * rank for name, rank in ranks.items()},
+        bias=settings.bias,
+        init_lora_weights={"True": True, "False": False}.get(settings.init_lora_weights, settings.init_lora_weights),
     )
 
 
@@ -99,15 +112,16 @@ def stacks(todo: Iterable[Settings]) -> list[Stack]:
 def execute(stack: Stack) -> list[dict[str, Any]]:
     """Do the runs of a stack. A result is plain JSON: what `Run` holds, and a few names that the final model writes."""
     first = stack[0]
-    train_set, validation, _ = task(first.task, first.n_train, first.planted_rank, first.seed)
+    train_set, validation, _ = task(first)
+    start = base(first.base)
     norms: list[list[float]] = [[] for _ in stack]
     outcomes: list[History | DivergedError]
     if first.method == "full":
         try:
             outcomes = [
                 fit(
-                    base(), None, train_set, validation, train_config(first), first.seed,
-                    progress=False, watch=lambda step, trained: norms[0].append(change_norm(trained)),
+                    start, None, train_set, validation, train_config(first), first.seed,
+                    progress=False, watch=lambda step, trained: norms[0].append(change_norm(start, trained)),
                 )
             ]  # fmt: skip
         except DivergedError as error:
@@ -119,7 +133,7 @@ def execute(stack: Stack) -> list[dict[str, Any]]:
             if (config := lora_config(one))
         ]
         outcomes = fit_stack(
-            base(), runs, progress=False, watch=lambda i, step, trained: norms[i].append(change_norm(trained))
+            start, runs, progress=False, watch=lambda i, step, trained: norms[i].append(change_norm(start, trained))
         )
     return [result(*of_run) for of_run in zip(stack, outcomes, norms, strict=True)]
 
@@ -130,7 +144,7 @@ def result(settings: Settings, outcome: History | DivergedError, norms: list[flo
     if isinstance(outcome, DivergedError):
         diverged_at, measured, samples = outcome.step, outcome.measured, []
     else:
-        diverged_at, samples = -1, write_names(outcome.final, settings.seed)
+        diverged_at, samples = -1, write_names(base(settings.base), outcome.final, settings.seed)
         measured = list(zip(outcome.steps, outcome.train_loss, outcome.validation_loss, strict=True))
     step, train_loss, validation_loss = zip(*measured, strict=True)
     return {
@@ -139,7 +153,7 @@ def result(settings: Settings, outcome: History | DivergedError, norms: list[flo
         "validation_loss": validation_loss,
         "change_norm": norms,
         **floors(settings),
-        "trainable": count_parameters(base().params, lora_config(settings)).trainable,
+        "trainable": count_parameters(base(settings.base).params, lora_config(settings)).trainable,
         "diverged_at": diverged_at,
         "samples": samples,
     }
@@ -151,22 +165,22 @@ def train_config(settings: Settings) -> TrainConfig:
     return TrainConfig(**{name: getattr(settings, name) for name in shared})
 
 
-def change_norm(trained: Adapter | model.Model) -> float:
+def change_norm(start: model.Model, trained: Adapter | model.Model) -> float:
     """Frobenius norm of the change of all linear weights of the blocks, taken as one vector."""
     if isinstance(trained, Adapter):
         changes = weight_changes(trained)
     else:
-        before, after = leaves(base().params), leaves(trained.params)
-        paths = [f"{path}.weight" for path in model.linear_paths(base().params)]
+        before, after = leaves(start.params), leaves(trained.params)
+        paths = [f"{path}.weight" for path in model.linear_paths(start.params)]
         changes = {path: after[path].astype("float64") - before[path] for path in paths}
     return float(np.sqrt(sum(np.sum(change**2) for change in changes.values())))
 
 
-def write_names(trained: Adapter | model.Model, seed: int) -> list[str]:
+def write_names(start: model.Model, trained: Adapter | model.Model, seed: int) -> list[str]:
     """A few names from a trained model."""
     rng = np.random.default_rng(seed)
     if isinstance(trained, Adapter):
-        return generate.sample_names(base(), N_SAMPLES, rng, adapter=trained)
+        return generate.sample_names(start, N_SAMPLES, rng, adapter=trained)
     return generate.sample_names(trained, N_SAMPLES, rng)
 
 
@@ -176,8 +190,9 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for module in (*COMPUTED_BY, sys.modules[__name__]):
         digest.update(inspect.getsource(module).encode())
-    digest.update(json.dumps([np.__version__, version("autograd"), machine(), fingerprint(base().params)]).encode())
-    digest.update(" ".join(names.load_names("female")).encode())
+    bases = [fingerprint(base(name).params) for name in BASES]
+    digest.update(json.dumps([np.__version__, version("autograd"), machine(), *bases]).encode())
+    digest.update(" ".join([*names.load_names("female"), *names.load_names("male")]).encode())
     return digest.hexdigest()
 
 

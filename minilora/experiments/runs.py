@@ -6,10 +6,14 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
+from minilora.checks import check_fields
+from minilora.experiments.stats import estimate, optimum
 from minilora.experiments.study import Settings
 
 MEASURED = ("step", "train_loss", "validation_loss", "change_norm")  # one value an evaluation
@@ -61,6 +65,21 @@ class Run:
 
 
 Metric = Callable[[Run], float]
+BEST, FINAL, FINAL_TRAIN, OVERFIT, NORM = map(attrgetter, ("best", "final", "final_train", "overfit", "final_norm"))
+
+
+def steps_to(target: float) -> Metric:
+    """The step at which the validation loss first falls to a target, between evaluations in a straight line."""
+
+    def metric(run: Run) -> float:
+        if run.validation_loss[0] <= target:
+            return run.step[0]
+        for (before, above), (after, below) in pairwise(zip(run.step, run.validation_loss, strict=True)):
+            if below <= target:
+                return before + (after - before) * (above - target) / (above - below)
+        return math.inf
+
+    return metric
 
 
 class Runs(Sequence[Run]):
@@ -76,11 +95,13 @@ class Runs(Sequence[Run]):
         return self._runs[index]
 
     def where(self, **settings: Any) -> "Runs":
-        """The runs with exactly these settings."""
+        """The runs with exactly these settings; ValueError for a column that does not exist."""
+        check_fields(Settings, settings, "column")
         return Runs([run for run in self if all(getattr(run.settings, k) == v for k, v in settings.items())])
 
     def values(self, name: str) -> list[Any]:
         """The different values that a setting takes, sorted."""
+        check_fields(Settings, [name], "column")
         return sorted({getattr(run.settings, name) for run in self})
 
     def per_seed(self, metric: Metric, **settings: Any) -> np.ndarray:
@@ -131,6 +152,28 @@ def best_on_others(losses: np.ndarray) -> np.ndarray:
         return losses.argmin(0)
     others = [np.delete(losses, i, axis=1).sum(1).argmin() for i in range(losses.shape[1])]
     return np.array(others)
+
+
+def given_up(loss: np.ndarray, rivals: np.ndarray) -> np.ndarray:
+    """How far a choice's loss (seeds,) lies above that of its hardest rival, of (rivals, seeds): (seeds,).
+
+    The hardest is the one whose interval reaches furthest: where it gives up little against that one, it does so
+    against every rival. (Berger 1982, intersection-union test; the best on the mean would flatter the choice.)
+    """
+    differences = loss - rivals
+    return differences[int(np.argmax([estimate(one).high for one in differences]))]
+
+
+def log10_best_rate(cell: Runs, metric: Metric = BEST) -> np.ndarray:
+    """log10 of each seed's learning rate with the lowest metric, by a parabola on a half-decade grid: (seeds,).
+
+    As grids are written (1e-3, 3e-3, 1e-2), their logarithms are rounded to halves.
+    """
+    rates = cell.values("learning_rate")
+    if not rates:
+        raise MissingRunsError("no run to find a learning rate of")
+    losses = np.array([cell.per_seed(metric, learning_rate=rate) for rate in rates])
+    return optimum(np.round(2 * np.log10(rates)) / 2, losses)
 
 
 COLUMNS = [f.name for f in dataclasses.fields(Settings)] + [*MEASURED, *CONSTANT]

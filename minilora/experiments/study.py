@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minilora.checks import check_fields
+from minilora.checks import check_fields, check_integer
+from minilora.experiments.claims import ARTICLE, ORDER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,22 +19,26 @@ if TYPE_CHECKING:
     from minilora.experiments.runs import Runs
 
 N_SEEDS = 8  # pairs below which the verdict rule decides nothing
-HEADLINE = ("rank", "planted_rank", "alpha", "dropout")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a run; each field is a column of the study's CSV."""
 
-    task: str = "names"  # "names": female first names; "planted": labels of a teacher with a planted change
+    task: str = "names"  # "names": female first names; "male"; "planted": labels of a teacher with a planted change
+    base: str = "surnames"  # what is adapted
     planted_rank: int = 0  # rank k of the planted change
     n_train: int = 200  # names to train on
     method: str = "lora"  # "lora", or "full": every parameter trains
     r: int = 8
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
-    target_modules: str = "all-linear"  # or names joined by "+"
+    target_modules: str = "all-linear"  # or names joined by "+", with ranks of their own as in "q_proj:10+up_proj:4"
+    layers: str = "all"  # or indices joined by "+"
+    bias: str = "none"
+    init_lora_weights: str = "True"
     learning_rate: float = 1e-2
+    weight_decay: float = 0.0
     schedule: str = "constant"
     batch_size: int = 16
     steps: int = 400
@@ -49,6 +54,10 @@ class Settings:
         """What is running, in a few words."""
         what = f"r={self.r} alpha={self.lora_alpha:g} dropout={self.lora_dropout:g}"
         what = what if self.method == "lora" else "full fine-tuning"
+        less_common = ("target_modules", "layers", "bias", "init_lora_weights", "weight_decay", "batch_size")
+        for name in less_common:
+            if getattr(self, name) != getattr(Settings, name):
+                what += f" {name}={getattr(self, name)}"
         return f"{self.task} n={self.n_train} {what} lr={self.learning_rate:g} seed={self.seed}"
 
 
@@ -72,26 +81,37 @@ def alpha_2r(cell: Mapping[str, Any]) -> float:
     return 2.0 * cell["r"]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement of the article as a contrast that can fail, with its rule written before the run.
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A claim of the article as a number that can fail to be what was predicted, with its rule written before the run.
 
-    `contrast(runs)` gives one number a seed, positive in the predicted direction. `exact` marks a claim that holds
-    to the bit or not at all: the contrast then is its largest deviation, which has to be 0.
+    `measure(runs)` gives one number a seed, positive in the predicted direction. `exact` marks a contrast that holds
+    to the bit or not at all: the number then is its largest deviation, which has to be 0.
     """
 
-    id: str
-    statement: str
+    claim: str  # id in claims.ARTICLE
     prediction: str
+    plain: str  # the result in words; "{effect}" becomes the size, "{above/below}" the word for its sign, and
+    #             "{given_up}" what is left of `scale`, which may be lost
     smallest_effect: float  # in `unit`; an effect below it is not worth having
     unit: str
-    contrast: Callable[["Runs"], np.ndarray]
-    regime: str  # where the claim comes from, and where it was measured here
+    measure: Callable[["Runs"], np.ndarray]
+    regime: str  # where it was measured
     variants: Mapping[str, Callable[["Runs"], np.ndarray]] = field(default_factory=dict)  # measured otherwise
     exact: bool = False
+    scale: float = 1.0  # an effect of this size is drawn as 1 where `smallest_effect` is 0
+
+    def __post_init__(self):
+        if self.claim not in ARTICLE:
+            raise ValueError(f"claim: got {self.claim!r}, takes one of {', '.join(ARTICLE)}")
+        for name in ("prediction", "plain", "unit", "regime"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name).strip():
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, takes a text, for claim {self.claim}")
+        if not self.smallest_effect >= 0:
+            raise ValueError(f"smallest_effect: got {self.smallest_effect!r}, takes a number of at least 0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """One family of claims. `cells` and `quick_cells` are settings without a seed; each runs with every seed."""
 
@@ -99,14 +119,18 @@ class Study:
     question: str
     cells: Sequence[Mapping[str, Any]]
     quick_cells: Sequence[Mapping[str, Any]]
-    claims: Sequence[Claim]
+    contrasts: Sequence[Contrast]
     draw: Callable[["Runs", Mapping[str, list[str]]], "Figure"]
     tuned: Sequence[Mapping[str, Any]] = ()  # groups of cells whose learning rate is tuned, to report its place
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # label -> the run to show names of
+    headline: bool = False  # among those that run when none is asked for
+    n_seeds: int = N_SEEDS  # paired seeds
 
     def __post_init__(self):
         for cell in itertools.chain(self.cells, self.quick_cells):
             check_fields(Settings, cell, f"study {self.name}")
+        if check_integer("n_seeds", self.n_seeds, at_least=1) < N_SEEDS:
+            raise ValueError(f"n_seeds: got {self.n_seeds}, takes at least {N_SEEDS}: fewer decide nothing")
 
     def runs(self, seeds: Iterable[int], quick: bool = False) -> list[Settings]:
         """All runs, each once, seed by seed: an interrupted study has whole seeds."""
@@ -114,11 +138,26 @@ class Study:
         return list(dict.fromkeys(Settings(**cell, seed=seed) for seed in seeds for cell in cells))
 
 
+class StudyError(ValueError):
+    """A study's file that cannot be used."""
+
+
 def load_studies() -> dict[str, Study]:
-    """{name: study}, one for each module of `studies/`, which defines STUDY; the headline ones first."""
+    """{name: study}, one for each module of `studies/`, which defines STUDY; in the order of the article."""
     from minilora.experiments import studies
 
-    modules = [importlib.import_module(f"{studies.__name__}.{m.name}") for m in pkgutil.iter_modules(studies.__path__)]
-    found = {module.STUDY.name: module.STUDY for module in modules}
-    order = [*HEADLINE, *sorted(found.keys() - set(HEADLINE))]
-    return {name: found[name] for name in order}
+    found = [_load(f"{studies.__name__}.{module.name}") for module in pkgutil.iter_modules(studies.__path__)]
+    return {study.name: study for study in sorted(found, key=lambda study: ORDER.index(study.contrasts[0].claim))}
+
+
+def _load(module: str) -> Study:
+    """STUDY of a module; StudyError, naming the field, if it is not what a study has to be."""
+    try:
+        study = importlib.import_module(module).STUDY
+        if not isinstance(study, Study):
+            raise TypeError(f"STUDY: got {type(study).__name__}, takes a Study")
+        if not study.contrasts:
+            raise ValueError("contrasts: got none, takes at least one")
+        return study
+    except (TypeError, ValueError, AttributeError) as error:
+        raise StudyError(f"{module.rpartition('.')[2]}.py: {error}") from error

@@ -13,6 +13,7 @@ import pytest
 
 from minilora.experiments import plots
 from minilora.experiments.runs import MissingRunsError
+from minilora.experiments.studies import search
 from minilora.experiments.study import load_studies
 
 from . import tiny
@@ -60,6 +61,15 @@ def test_colours_have_one_meaning_each():
     assert len(set(colours)) == len(colours)
 
 
+@pytest.fixture(autouse=True)
+def _few_searches(monkeypatch):
+    """Looked-up searches take most of the time of these tests; two of them draw the same things."""
+    monkeypatch.setattr(search, "N_REPEATS", 2)
+    search._searched.cache_clear()
+    yield
+    search._searched.cache_clear()
+
+
 # --- the parts ---
 
 
@@ -90,6 +100,31 @@ def test_a_line_leaves_out_what_diverged():
     assert ax.lines[0].get_ydata().tolist() == [2.0, 4.0]
     plots.line(ax, [1], [np.array([inf])], "", plots.TRAIN)
     assert len(ax.lines) == 1, "nothing to draw"
+
+
+def test_a_curve_leaves_out_what_diverged():
+    _, ax = _axes()
+    sound, diverged = tiny.fabricate(tiny.settings()), tiny.fabricate(tiny.settings(seed=1), diverged=True)
+    means = plots.curve(ax, plots.Runs([sound, diverged]), "train_loss", "", plots.TRAIN)
+    assert means == pytest.approx(sound.train_loss)
+    assert ax.lines[0].get_xdata().tolist() == list(sound.step)
+    assert plots.curve(ax, plots.Runs([diverged]), "train_loss", "", plots.TRAIN) == []
+
+
+def test_a_ranking_is_of_differences_paired_by_seed():
+    _, ax = _axes()
+    default = np.array([1.0, 2.0, 3.0])
+    values = {
+        "default": default,
+        "worse": default + np.array([0.1, 0.2, 0.3]),
+        "better": default - 1,
+        "lost": default * np.inf,
+    }
+    plots.ranking(ax, values, "default", "loss")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["better", "default", "worse"]
+    dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([-1.0, 0.0, 0.2])
+    plots.ranking(_axes()[1], {"default": default * np.nan, "other": default}, "default", "loss")
 
 
 def test_one_seed_has_no_band():
@@ -176,9 +211,9 @@ def test_a_shipped_study_can_be_drawn_where_runs_diverged(study, quick, diverged
 def test_a_contrast_is_one_number_a_seed_or_lacks_its_runs(study, quick, diverged, n_seeds):
     runs = tiny.fabricated(study, n_seeds, quick, diverged)
     found = []
-    for contrast in [c for claim in study.claims for c in (claim.contrast, *claim.variants.values())]:
+    for measure in [one for contrast in study.contrasts for one in (contrast.measure, *contrast.variants.values())]:
         try:
-            found.append(contrast(runs))
+            found.append(measure(runs))
         except MissingRunsError:
             assert quick, "the full version has all runs"
     assert found, "some claim can be looked at in the quick version too"

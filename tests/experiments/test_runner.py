@@ -64,7 +64,7 @@ def test_a_run_measures_what_it_should():
 
 def test_the_same_settings_give_the_same_bits():
     once = [to_json(alone(settings)) for settings in SOME]
-    runner.task.cache_clear()  # the data are made anew too
+    runner._task.cache_clear()  # the data are made anew too
     assert [to_json(alone(settings)) for settings in SOME] == once
     assert len(set(once)) == len(SOME)
 
@@ -78,13 +78,13 @@ def test_the_number_of_processes_does_not_change_a_bit(tmp_path):
 
 
 STACKABLE = [
-    tiny.settings(lora_alpha=alpha, learning_rate=rate, lora_dropout=p)
-    for alpha in (2.0, 8.0)
+    tiny.settings(lora_alpha=alpha, learning_rate=rate, lora_dropout=p, init_lora_weights=init)
+    for alpha, init in ((2.0, "True"), (8.0, "zero_A"))
     for rate, p in ((1e-3, 0.0), (3e-3, 0.0), (1e-2, 0.0), (1e-3, 0.5), (1e-2, 0.5))
 ]
 
 
-def test_stacks_hold_runs_that_differ_in_rate_alpha_and_dropout_alone():
+def test_stacks_hold_runs_that_differ_in_rate_alpha_dropout_and_init_alone():
     todo = [*SOME, *STACKABLE[:3], tiny.settings(method="full", r=0), *STACKABLE[3:], tiny.settings(seed=1)]
     made = stacks(todo)
     assert sorted(map(len, made)) == [1, 1, 1, 1, 1, 1, 2, runner.MAX_STACK]
@@ -117,8 +117,34 @@ def test_a_setting_that_matters_changes_the_result():
     first = to_json(alone(SOME[0]))
     for name, value in [("seed", 1), ("r", 1), ("lora_alpha", 1.0), ("lora_dropout", 0.5), ("learning_rate", 1e-3),
                         ("batch_size", 4), ("n_train", 41), ("target_modules", "v_proj"), ("steps", 3),
-                        ("evaluation_size", 21), ("evaluate_every", 1)]:  # fmt: skip
+                        ("evaluation_size", 21), ("evaluate_every", 1), ("task", "male"), ("layers", "1"),
+                        ("base", "surnames_4_layers"), ("bias", "all"), ("init_lora_weights", "he"),
+                        ("weight_decay", 0.5), ("schedule", "linear")]:  # fmt: skip
         assert to_json(alone(dataclasses.replace(SOME[0], **{name: value}))) != first, name
+
+
+def test_modules_may_have_ranks_of_their_own_at_one_scale():
+    config = runner.lora_config(tiny.settings(target_modules="q_proj:6+up_proj:3+v_proj", r=2, lora_alpha=8))
+    ranks = {path: config.rank_of(f"layers.0.{path}") for path in ("q_proj", "up_proj", "v_proj")}
+    assert ranks == {"q_proj": 6, "up_proj": 3, "v_proj": 2}
+    assert {config.scaling_of(f"layers.0.{path}") for path in ranks} == {4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"layers": "all"}, "layers_to_transform", None),
+        ({"layers": "0+1"}, "layers_to_transform", (0, 1)),
+        ({"bias": "lora_only"}, "bias", "lora_only"),
+        ({"init_lora_weights": "True"}, "init_lora_weights", True),
+        ({"init_lora_weights": "False"}, "init_lora_weights", False),
+        ({"init_lora_weights": "he"}, "init_lora_weights", "he"),
+        ({"target_modules": "all-linear"}, "target_modules", "all-linear"),
+        ({"target_modules": "q_proj+v_proj"}, "target_modules", ("q_proj", "v_proj")),
+    ],
+)
+def test_settings_are_those_of_the_lora_config(changes, field, value):
+    assert getattr(runner.lora_config(tiny.settings(**changes)), field) == value
 
 
 # --- keys ---

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.experiments.runs import COLUMNS, MissingRunsError, Run, Runs, from_csv, to_csv, tuned_rates
+from minilora.experiments.runs import (
+    COLUMNS,
+    MissingRunsError,
+    Run,
+    Runs,
+    from_csv,
+    given_up,
+    log10_best_rate,
+    steps_to,
+    to_csv,
+    tuned_rates,
+)
 from minilora.experiments.study import Settings
 
 from . import tiny
@@ -131,6 +142,44 @@ def test_missing_runs_are_an_error_that_names_them():
         lacks_one.per_seed(_seed, learning_rate=0.2)
     with pytest.raises(MissingRunsError, match=r"0\.2"):
         lacks_one.tuned(_seed)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [((2.4, 2.2, 2.0), 15), ((2.4, 2.1, 2.0), 10), ((2.4,), math.inf), ((2.0, 2.5, 2.5), 0), ((2.4, 2.0, 2.4), 7.5)],
+)  # fmt: skip
+def test_steps_to_a_loss_are_read_off_between_evaluations(losses, expected):
+    run = dataclasses.replace(tiny.fabricate(tiny.settings()), step=(0, 10, 20)[: len(losses)], validation_loss=losses)
+    assert steps_to(2.1)(run) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bottom", [-3.0, -2.8, -2.5, -2.3])
+def test_the_best_rate_is_found_between_those_tried(bottom):
+    rates = (3e-4, 1e-3, 3e-3, 1e-2)
+    runs = [tiny.fabricate(tiny.settings(learning_rate=rate, seed=seed)) for rate in rates for seed in (0, 1)]
+    on_grid = {3e-4: -3.5, 1e-3: -3.0, 3e-3: -2.5, 1e-2: -2.0}
+    runs = [
+        dataclasses.replace(run, validation_loss=((on_grid[run.settings.learning_rate] - bottom) ** 2,)) for run in runs
+    ]
+    assert log10_best_rate(Runs(runs)) == pytest.approx([bottom] * 2, abs=1e-9)
+
+
+def test_what_is_given_up_is_against_the_hardest_rival():
+    rng = np.random.default_rng(0)
+    loss, near, far = rng.normal(0, 1, 8), rng.normal(0, 1, 8), rng.normal(-9, 1, 8)
+    np.testing.assert_array_equal(given_up(loss, np.array([near, far])), loss - far)
+    np.testing.assert_array_equal(given_up(loss, np.array([loss, near])), loss - near)
+
+
+def test_a_column_that_does_not_exist_is_named_with_the_nearest():
+    runs = Runs([tiny.fabricate(tiny.settings())])
+    for select in (
+        lambda: runs.where(lora_alfa=1),
+        lambda: runs.values("lora_alfa"),
+        lambda: runs.per_seed(len, lora_alfa=1),
+    ):
+        with pytest.raises(ValueError, match=r"column: unknown field 'lora_alfa' \(did you mean 'lora_alpha'\?\)"):
+            select()
 
 
 def test_tuning_chooses_on_the_other_seeds():

@@ -5,10 +5,23 @@ import statistics
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.experiments.stats import Estimate, estimate, optimum, slope, verdict
+from minilora.experiments.runs import best_on_others, given_up
+from minilora.experiments.stats import (
+    Estimate,
+    bootstrap_interval,
+    estimate,
+    holm,
+    optimum,
+    p_values,
+    slope,
+    verdict,
+)
+from minilora.experiments.studies.layers import spread_of
+from minilora.experiments.studies.modules import profile_difference
 
 INF, NAN = math.inf, math.nan
 
@@ -91,6 +104,115 @@ def _verdicts(true_effect: float, smallest: float, n_studies: int = 3000) -> dic
     studies = np.random.default_rng(0).normal(true_effect, 1.0, (n_studies, 8))
     found = [verdict(estimate(values), smallest) for values in studies]
     return {kind: found.count(kind) / n_studies for kind in ("supported", "inconclusive", "contradicted")}
+
+
+NOISES = {
+    "normal": lambda rng, shape: rng.normal(size=shape),
+    "uniform": lambda rng, shape: rng.uniform(-1, 1, shape),
+    "heavy-tailed": lambda rng, shape: rng.standard_t(3, shape),
+    "skewed": lambda rng, shape: rng.exponential(size=shape) - 1,
+}
+
+
+@pytest.mark.parametrize("smallest", [0.0, 0.2])
+@pytest.mark.parametrize("noise", NOISES)
+def test_at_most_one_null_study_in_twenty_is_supported(noise, smallest):
+    """1,000 studies whose true effect is no more than the smallest worth having; or their number by chance, 2 sigma."""
+    studies = smallest + NOISES[noise](np.random.default_rng(1), (1000, 8))
+    assert sum(verdict(estimate(values), smallest) == "supported" for values in studies) <= 50
+
+
+def _cells_of_noise(rng, n):
+    return rng.normal(0, 0.01, (n, 8))
+
+
+def _one_better(rng, n):
+    """Rivals as good as what they are compared with, but the first, which is 0.01 better."""
+    cells = _cells_of_noise(rng, n)
+    cells[0] -= 0.01
+    return cells
+
+
+def _tuned(rng):
+    """Losses at the rate that is best on the other seeds, of four rates that make no difference."""
+    cells = _cells_of_noise(rng, 4)
+    return cells[best_on_others(cells), np.arange(8)]
+
+
+@pytest.mark.parametrize(
+    ("measure", "smallest"),
+    [
+        (lambda rng: profile_difference(_cells_of_noise(rng, 6), _cells_of_noise(rng, 6)), 0.01),
+        (lambda rng: spread_of(_cells_of_noise(rng, 4)), 0.01),
+        (lambda rng: 0.01 - given_up(0.01 + _cells_of_noise(rng, 1)[0], _cells_of_noise(rng, 1)), 0.0),
+        (lambda rng: 0.01 - given_up(0.01 + _cells_of_noise(rng, 1)[0], _cells_of_noise(rng, 20)), 0.0),
+        (lambda rng: 0.01 - given_up(_cells_of_noise(rng, 1)[0], _one_better(rng, 20)), 0.0),
+        (lambda rng: _tuned(rng) - _tuned(rng), 0.005),
+    ],
+    ids=["T4", "Y1", "one rival", "many rivals", "one better rival", "tuned rates"],
+)
+def test_contrasts_that_choose_do_not_find_what_is_not_there(measure, smallest):
+    """1,000 studies of nothing but noise; what is chosen is chosen on the other seeds."""
+    rng = np.random.default_rng(2)
+    found = [verdict(estimate(measure(rng)), smallest) for _ in range(1000)]
+    assert found.count("supported") <= 50
+
+
+def test_a_choice_as_good_as_its_rivals_is_rarely_contradicted():
+    rng = np.random.default_rng(6)
+    margins = [0.01 - given_up(_cells_of_noise(rng, 1)[0], _cells_of_noise(rng, 20)) for _ in range(1000)]
+    assert [verdict(estimate(one), 0.0) for one in margins].count("contradicted") <= 50
+
+
+def test_p_values_go_with_the_verdict():
+    for values in np.random.default_rng(3).normal(0.3, 0.5, (300, 8)):
+        supported, contradicted = p_values(values, 0.1)
+        found = verdict(estimate(values), 0.1)
+        assert (found == "supported") == (supported < 0.025)
+        assert (found == "contradicted") == (contradicted < 0.025)
+
+
+def test_p_values_are_those_of_scipys_test():
+    values = np.random.default_rng(4).normal(0.2, 1.0, 9)
+    expected = scipy.stats.ttest_1samp(values, 0.1, alternative="greater").pvalue
+    assert p_values(values, 0.1)[0] == pytest.approx(expected, rel=1e-10)
+    expected = scipy.stats.ttest_1samp(values, 0.0, alternative="less").pvalue
+    assert p_values(values, 0.1)[1] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.1, NAN], [INF] * 8], ids=str)
+def test_nothing_is_known_of_what_has_no_interval(values):
+    assert p_values(np.array(values), 0.1) == (1.0, 1.0)
+    assert bootstrap_interval(np.array(values)) == (-INF, INF)
+
+
+def test_values_without_spread_are_certain():
+    assert p_values(np.full(8, 0.2), 0.1) == (0.0, 1.0)
+    assert p_values(np.full(8, -0.2), 0.1) == (1.0, 0.0)
+    assert p_values(np.full(8, 0.1), 0.1) == (1.0, 1.0)
+    assert bootstrap_interval(np.full(8, 0.2)) == (0.2, 0.2)
+    assert bootstrap_interval(np.zeros(8)) == (0.0, 0.0)
+
+
+def test_the_bootstrap_covers_and_is_the_same_each_time():
+    """Of 200 studies, the interval holds the true mean in most: with 8 seeds BCa is known to fall short of 95 %."""
+    studies = np.random.default_rng(5).normal(0.3, 1.0, (200, 8))
+    intervals = [bootstrap_interval(values) for values in studies]
+    assert 0.85 < np.mean([low <= 0.3 <= high for low, high in intervals]) < 0.97
+    assert bootstrap_interval(studies[0]) == intervals[0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_a_sequence_of_bonferronis(ps):
+    """Reject the smallest at alpha / m, the next at alpha / (m - 1), and so on until one is kept: the definition."""
+    adjusted = holm(ps)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+            if ps[i] * (len(ps) - rank) > level:
+                break
+            rejected.add(i)
+        assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
 
 
 def test_error_rates_of_the_rule():

@@ -1,13 +1,19 @@
 """Grids, settings and the shipped studies: valid before any run is done."""
 
 import dataclasses
+import re
+import sys
 
 import pytest
 
 from minilora.data.names import N_VALIDATION, load_names
+from minilora.experiments import __main__ as command
+from minilora.experiments import studies
 from minilora.experiments.__main__ import parser
+from minilora.experiments.claims import ARTICLE, ORDER
+from minilora.experiments.rehearsal import rehearse
 from minilora.experiments.runner import base, lora_config, train_config
-from minilora.experiments.study import HEADLINE, N_SEEDS, Settings, grid, load_studies
+from minilora.experiments.study import N_SEEDS, Contrast, Settings, StudyError, grid, load_studies
 from minilora.lora import select_modules
 
 from . import tiny
@@ -45,22 +51,26 @@ def test_settings_are_flat_and_their_label_tells_runs_apart():
     assert all(isinstance(value, str | int | float) for value in dataclasses.asdict(Settings(seed=3)).values())
     labels = {Settings(**{name: value}).label() for name, value in
               [("seed", 1), ("r", 3), ("lora_alpha", 1.0), ("lora_dropout", 0.2), ("learning_rate", 0.3),
-               ("n_train", 7), ("task", "planted"), ("method", "full")]}  # fmt: skip
-    assert len(labels) == 8
+               ("n_train", 7), ("task", "planted"), ("method", "full"), ("layers", "0"), ("bias", "all"),
+               ("init_lora_weights", "he"), ("weight_decay", 0.1), ("batch_size", 4),
+               ("target_modules", "q_proj")]}  # fmt: skip
+    assert len(labels) == 14
 
 
-def test_the_headline_studies_come_first():
-    assert tuple(STUDIES)[: len(HEADLINE)] == HEADLINE
+def test_studies_come_in_the_order_of_the_article():
+    firsts = [ORDER.index(study.contrasts[0].claim) for study in STUDIES.values()]
+    assert firsts == sorted(firsts)
     assert all(study.name == name for name, study in STUDIES.items())
 
 
-def test_the_headline_claims_are_all_there():
-    claims = {claim.id for name in HEADLINE for claim in STUDIES[name].claims}
-    assert claims >= {"R1", "R2", "R3", "R4", "A1", "A2", "A3", "D1", "D2", "D3"}
+def test_every_claim_of_the_article_has_a_contrast():
+    assert {contrast.claim for study in STUDIES.values() for contrast in study.contrasts} == set(ARTICLE)
+    assert len(ARTICLE) == 28
 
 
 def test_seeds_are_enough_for_a_verdict_by_default():
-    assert parser().parse_args([]).seeds >= N_SEEDS == 8
+    assert all(study.n_seeds >= N_SEEDS == 8 for study in STUDIES.values())
+    assert parser().parse_args([]).seeds is None
 
 
 @shipped
@@ -70,11 +80,11 @@ def test_the_settings_of_a_shipped_study_can_run(study, quick):
     for one in study.runs([0], quick):
         train_config(one)
         config = lora_config(one)
-        assert config is None or select_modules(base().params, config)
+        assert config is None or select_modules(base(one.base).params, config)
         assert (one.method == "full") == (config is None)
-        assert one.task in ("names", "planted")
+        assert one.task in ("names", "male", "planted")
         assert (one.task == "planted") == (one.planted_rank > 0)
-        assert 0 < one.n_train <= len(load_names("female")) - N_VALIDATION
+        assert 0 < one.n_train <= ({"male": 610}.get(one.task, len(load_names("female")) - N_VALIDATION))
         kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
         assert {name: type(value) for name, value in dataclasses.asdict(one).items()} == kinds, (
             "the CSV gives these types back"
@@ -90,12 +100,86 @@ def test_a_quick_version_is_smaller(study):
 
 
 @shipped
-def test_claims_are_complete(study):
-    places = [(claim.id, claim.prediction) for claim in study.claims]
+def test_contrasts_are_told_apart_and_can_be_rehearsed(study):
+    places = [(contrast.claim, contrast.prediction) for contrast in study.contrasts]
     assert len(set(places)) == len(places), "rows are told apart by these two"
-    for claim in study.claims:
-        assert claim.smallest_effect >= 0
-        assert all((claim.statement, claim.prediction, claim.unit, claim.regime))
+    assert all(re.search("{(effect|given_up)}", contrast.plain) for contrast in study.contrasts)
+    rehearse(study)
+
+
+@pytest.mark.parametrize("name", ["prediction", "plain", "unit", "regime"])
+@pytest.mark.parametrize("value", ["", "  ", None])
+def test_a_contrast_without_a_text_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: got {value!r}, takes a text, for claim R2"):
+        dataclasses.replace(tiny.DIFFERENCE, **{name: value})
+
+
+def test_a_contrast_without_a_field_is_refused():
+    with pytest.raises(TypeError, match="prediction"):
+        Contrast(claim="R1", plain="", smallest_effect=0, unit="x", measure=lambda runs: None, regime="x")
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_a_smallest_effect_is_no_less_than_nothing(value):
+    with pytest.raises(ValueError, match=r"smallest_effect: got .*, takes a number of at least 0"):
+        dataclasses.replace(tiny.DIFFERENCE, smallest_effect=value)
+
+
+def test_a_claim_that_the_article_does_not_make_is_refused():
+    with pytest.raises(ValueError, match=r"claim: got 'R9', takes one of R1, R2"):
+        dataclasses.replace(tiny.DIFFERENCE, claim="R9")
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_too_few_seeds_for_a_verdict_are_refused(n):
+    with pytest.raises(ValueError, match="n_seeds: got"):
+        dataclasses.replace(tiny.TINY, n_seeds=n)
+
+
+@pytest.mark.parametrize(
+    ("measure", "says"),
+    [
+        (lambda runs: runs.per_seed(len, rank=1), r"column: unknown field 'rank'"),
+        (lambda runs: runs.where(lora_alfa=1), r"'lora_alfa' \(did you mean 'lora_alpha'\?\)"),
+        (lambda runs: runs.values("ranks"), "unknown field 'ranks'"),
+        (lambda runs: runs.per_seed(lambda run: run.losses, r=1), "losses"),
+        (lambda runs: runs.per_seed(lambda run: run.best, r=99), "no run with"),
+        (lambda runs: 0.1, "takes one number a seed"),
+        (lambda runs: [0.1], "takes one number a seed"),
+    ],
+    ids=range(7),
+)
+@pytest.mark.parametrize("where", ["measure", "variants"])
+def test_a_contrast_that_cannot_be_measured_is_refused_before_anything_runs(measure, says, where):
+    changed = {"measure": measure} if where == "measure" else {"variants": {"otherwise": measure}}
+    study = dataclasses.replace(tiny.TINY, contrasts=[dataclasses.replace(tiny.DIFFERENCE, **changed)])
+    with pytest.raises(StudyError, match=rf"study tiny: R2: .*{says}"):
+        rehearse(study)
+
+
+BAD_FILES = {
+    "prediction": ("STUDY = Contrast(claim='R1')", "prediction"),
+    "nothing": ("", "STUDY"),
+    "something else": ("STUDY = 1", "STUDY: got int, takes a Study"),
+    "cell": ("STUDY = dataclasses.replace(tiny.TINY, cells=[{'rank': 1}])", "unknown field 'rank'"),
+    "contrasts": ("STUDY = dataclasses.replace(tiny.TINY, contrasts=[])", "contrasts: got none"),
+    "seeds": ("STUDY = dataclasses.replace(tiny.TINY, n_seeds=2)", "n_seeds: got 2, takes at least 8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_study_file_is_refused_by_the_command_with_its_name_and_the_field(case, tmp_path, monkeypatch, capsys):
+    body, says = BAD_FILES[case]
+    head = "import dataclasses\nfrom minilora.experiments.study import Contrast\nfrom tests.experiments import tiny\n"
+    (tmp_path / "bad_study.py").write_text(head.replace("tests.experiments", tiny.__package__) + body + "\n")
+    monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{studies.__name__}.bad_study", raising=False)
+    assert command.main(["rank", "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: bad_study.py: ")
+    assert says in shown
+    assert len(shown.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @shipped

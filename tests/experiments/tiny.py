@@ -1,14 +1,15 @@
 """Studies so small that a run takes a twentieth of a second, and runs that were never done at all."""
 
+import dataclasses
 import functools
-import math
 
 import numpy as np
 
 from minilora.experiments import plots
+from minilora.experiments.rehearsal import made_up
 from minilora.experiments.runner import base, lora_config
 from minilora.experiments.runs import Run, Runs
-from minilora.experiments.study import Claim, Settings, Study, grid
+from minilora.experiments.study import Contrast, Settings, Study, grid
 from minilora.lora import count_parameters
 
 FIXED = {
@@ -57,16 +58,36 @@ def _curve(runs: Runs):
     return ranks, plots.by(runs, "r", ranks, lambda run: run.final_train)
 
 
-def study(name: str, cells, claims=(), **more) -> Study:
+def study(name: str, cells, contrasts=(), **more) -> Study:
     """A study of these cells, drawn in the simplest way."""
-    return Study(name, f"What does {name} do?", cells, cells[:1], claims, _draw, **more)
+    return Study(
+        name=name,
+        question=f"What does {name} do?",
+        cells=cells,
+        quick_cells=cells[:1],
+        contrasts=contrasts,
+        draw=_draw,
+        **more,
+    )
 
 
-DIFFERENCE = Claim(
-    "R2", "Small r underfits", "r=1 ends above r=2", 0.01, "nats", _difference, "tiny", {"otherwise": _difference}
+def contrast(claim: str, measure, **more) -> Contrast:
+    """A contrast of anything."""
+    given = {
+        "prediction": f"{claim} holds",
+        "plain": "{effect} {up/down}",
+        "smallest_effect": 0.0,
+        "unit": "nats",
+        "regime": "tiny",
+    }
+    return Contrast(claim=claim, measure=measure, **(given | more))
+
+
+DIFFERENCE = contrast(
+    "R2", _difference, smallest_effect=0.01, prediction="r=1 ends above r=2", variants={"otherwise": _difference}
 )
-EXACT = Claim("R1", "Parameters grow with r", "r (in + out)", 0.0, "off", _parameters_off, "any", exact=True)
-NORM = Claim("A1", "It moves", "its norm is above 0", 0.0, "norm", lambda runs: runs.per_seed(_norm), "tiny")
+EXACT = contrast("R1", _parameters_off, prediction="r (in + out)", unit="off", exact=True)
+NORM = contrast("A1", lambda runs: runs.per_seed(_norm), unit="norm")
 # The quick version of `tiny` has no runs for DIFFERENCE.
 TINY = study("tiny", _cells(r=[1, 2]), [EXACT, DIFFERENCE], tuned=[{"r": 1}], samples={"r=1": {"r": 1}})
 OTHER = study("other", _cells(r=[3]), [NORM])
@@ -78,36 +99,19 @@ STUDIES = {one.name: one for one in (TINY, OTHER, BAD, DIVERGING, SLOW)}
 
 
 @functools.cache
-def _count(method: str, r: int, target_modules: str) -> int:
-    config = lora_config(Settings(method=method, r=r, target_modules=target_modules))
-    return count_parameters(base().params, config).trainable
+def _count(**what) -> int:
+    of = Settings(**what)
+    return count_parameters(base(of.base).params, lora_config(of)).trainable
 
 
 def _trainable(of: Settings) -> int:
-    return _count(of.method, of.r, of.target_modules)
+    names = ("base", "method", "r", "target_modules", "layers", "bias")
+    return _count(**{name: getattr(of, name) for name in names})
 
 
 def fabricate(of: Settings, diverged: bool = False) -> Run:
-    """A run that might have been: losses that fall, then rise, with noise that the settings decide."""
-    steps = (*range(0, of.steps, of.evaluate_every), of.steps)
-    if diverged:
-        steps = steps[: 1 + of.seed % len(steps)]
-    noise = np.random.default_rng([of.seed, of.r, of.n_train, round(1e5 * of.learning_rate)]).normal(
-        0, 0.01, len(steps)
-    )
-    done = np.array(steps) / of.steps
-    far = abs(math.log10(of.learning_rate) + 2.5)
-    return Run(
-        of,
-        steps,
-        tuple(map(float, 2.4 - 0.5 * done / (1 + far) + noise)),
-        tuple(map(float, 2.5 - 0.5 * done / (1 + far) + 0.3 * done**2 + noise)),
-        tuple(map(float, done * (1 + of.lora_alpha))),
-        floor=0.5 * (of.task == "planted"),
-        train_floor=0.4 * (of.task == "planted"),
-        trainable=_trainable(of),
-        diverged_at=steps[-1] + 1 if diverged else -1,
-    )
+    """A made-up run with the right number of parameters."""
+    return dataclasses.replace(made_up(of, diverged), trainable=_trainable(of))
 
 
 def fabricated(of: Study, n_seeds: int = 8, quick: bool = False, diverged=lambda settings: False) -> Runs:

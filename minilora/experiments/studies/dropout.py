@@ -1,10 +1,18 @@
-"""Dropout on the input of A: what it does against overfitting, and what it costs when there is data enough (D1-D3)."""
+"""Dropout on the input of A: what it does against overfitting, and what it costs when there is data enough (D1-D4)."""
+
+import dataclasses
+import itertools
 
 import numpy as np
 
+from minilora import ops
+from minilora.data.base import load_base
+from minilora.data.names import names_task
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs
-from minilora.experiments.study import FULL, Claim, Study, grid
+from minilora.experiments.study import FULL, Contrast, Study, grid
+from minilora.lora import LoraConfig, init_adapter
+from minilora.model import forward
 
 R = 16
 RATE = 3e-3
@@ -32,34 +40,60 @@ def _best_p(runs: Runs, n_train: int) -> np.ndarray:
     return np.array(tried)[losses.argmin(0)]
 
 
+def _evaluation_deviation(seed: int) -> float:
+    """Largest difference between an evaluation and itself, one without dropout, and of one module's from its mean over
+    all 2^6 masks of 6 inputs at p = 1/2 (a kept one is doubled); small integers make those sums exact.
+    """
+    base, rng = load_base(), np.random.default_rng(seed)
+    tokens = names_task("female", 20, seed)[0].inputs
+    adapter = init_adapter(base.params, LoraConfig(r=4, lora_dropout=0.5, init_lora_weights=False), rng)
+    plain = dataclasses.replace(adapter, config=LoraConfig(r=4, init_lora_weights=False))
+    once, again, without = (forward(base.params, tokens, base.config, adapter=one) for one in (adapter, adapter, plain))
+    x, weight, A, B = (rng.integers(-4, 5, shape).astype(float) for shape in ((1, 6), (7, 6), (3, 6), (7, 3)))
+    masks = 2.0 * np.array(list(itertools.product((0, 1), repeat=6)))
+    module = [ops.lora_linear(x, weight, None, A, B, 2.0, mask) for mask in (None, *masks[:, None])]
+    off = np.mean(module[1:], axis=0) - module[0]
+    return float(max(np.abs(difference).max() for difference in (once - again, once - without, off)))
+
+
 REGIME = f"female first names, r={R}, all six linear modules, alpha = 2r, rate {RATE:g}"
-CLAIMS = [
-    Claim(
-        id="D1",
-        statement="Dropout reduces overfitting",
+CONTRASTS = [
+    Contrast(
+        claim="D1",
         prediction="scarce data: final minus best validation loss is smaller at p=0.5 than at p=0",
+        plain="with 200 names, p=0.5 overfits {effect} nats {less/more} than p=0",
         smallest_effect=0.05,
         unit="nats per letter",
-        contrast=lambda runs: -_effect(runs, lambda run: run.overfit, SCARCE, 0.5),
+        measure=lambda runs: -_effect(runs, lambda run: run.overfit, SCARCE, 0.5),
         regime=REGIME + ", 200 names",
     ),
-    Claim(
-        id="D2",
-        statement="High dropout hinders learning",
+    Contrast(
+        claim="D2",
         prediction="ample data: the final training loss is higher at p=0.5 than at p=0",
+        plain="with 2,775 names, p=0.5 ends {effect} nats {above/below} p=0 in training loss",
         smallest_effect=0.02,
         unit="nats per letter",
-        contrast=lambda runs: _effect(runs, lambda run: run.final_train, AMPLE, 0.5),
+        measure=lambda runs: _effect(runs, lambda run: run.final_train, AMPLE, 0.5),
         regime=REGIME + ", 2,775 names",
     ),
-    Claim(
-        id="D3",
-        statement="Small data wants more dropout, large data little or none",
+    Contrast(
+        claim="D3",
         prediction="the p with the lowest final validation loss is higher with 100 names than with 2,775",
+        plain="the best p is {effect} {higher/lower} with 100 names than with 2,775",
         smallest_effect=0.1,
         unit="dropout probability",
-        contrast=lambda runs: _best_p(runs, 100) - _best_p(runs, AMPLE),
+        measure=lambda runs: _best_p(runs, 100) - _best_p(runs, AMPLE),
         regime=REGIME,
+    ),
+    Contrast(
+        claim="D4",
+        prediction="evaluation is the same to the bit each time, is that of no dropout, and is the mean over all masks",
+        plain="evaluation deviates by {effect}",
+        smallest_effect=0.0,
+        unit="deviation",
+        measure=lambda runs: np.array([_evaluation_deviation(seed) for seed in runs.values("seed")]),
+        exact=True,
+        regime="any model whose dropout rescales; the mean over masks is taken for one module, at p = 1/2",
     ),
 ]
 
@@ -110,8 +144,9 @@ STUDY = Study(
     question="How much dropout, for how much data?",
     cells=CELLS,
     quick_cells=QUICK,
-    claims=CLAIMS,
+    contrasts=CONTRASTS,
     draw=draw,
+    headline=True,
     tuned=[{"method": "full", "n_train": n_train} for n_train in (SCARCE, AMPLE)],
     samples={
         "p=0, 200 names": {"n_train": SCARCE, "lora_dropout": 0.0, "method": "lora"},

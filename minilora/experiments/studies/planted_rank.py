@@ -4,7 +4,7 @@ import numpy as np
 
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs
-from minilora.experiments.study import FULL, Claim, Study, alpha_2r, grid
+from minilora.experiments.study import FULL, Contrast, Study, alpha_2r, grid
 
 TRUE_RANK = 2
 RANKS = (1, 2, 4, 8, 16)
@@ -58,24 +58,24 @@ def _too_large(runs: Runs, amount: str, tuned: bool, by=None) -> np.ndarray:
 
 
 REGIME = f"a change of rank {TRUE_RANK} planted in q and v of both layers, factors on q and v, alpha = 2r"
-CLAIMS = [
-    Claim(
-        id="R2",
-        statement="Too small r underfits",
+CONTRASTS = [
+    Contrast(
+        claim="R2",
         prediction="2,000 names: r=1, below the planted rank 2, ends with more excess loss than r=2",
+        plain="with 2,000 names, r=1 ends {effect} nats {above/below} r=2, the planted rank",
         smallest_effect=0.02,
         unit="nats per letter",
-        contrast=lambda runs: _too_small(runs, tuned=True),
+        measure=lambda runs: _too_small(runs, tuned=True),
         variants={SHARED_RATE["ample"]: lambda runs: _too_small(runs, tuned=False)},
         regime=REGIME + ", 2,000 names",
     ),
-    Claim(
-        id="R3",
-        statement="Too large r overfits",
+    Contrast(
+        claim="R3",
         prediction="200 names: the largest r ends with more excess loss than r=2, the planted rank",
+        plain="with 200 names, r=16 ends {effect} nats {above/below} r=2, the planted rank, each at its best rate",
         smallest_effect=0.02,
         unit="nats per letter",
-        contrast=lambda runs: _too_large(runs, "scarce", tuned=True),
+        measure=lambda runs: _too_large(runs, "scarce", tuned=True),
         variants={
             SHARED_RATE["scarce"]: lambda runs: _too_large(runs, "scarce", tuned=False),
             "rate tuned on the final loss (added after the run)": lambda runs: _too_large(
@@ -84,13 +84,13 @@ CLAIMS = [
         },
         regime=REGIME + ", 200 names",
     ),
-    Claim(
-        id="R3",
-        statement="Too large r overfits",
+    Contrast(
+        claim="R3",
         prediction="2,000 names: the largest r ends with more excess loss than r=2, the planted rank",
+        plain="with 2,000 names, r=16 ends {effect} nats {above/below} r=2, the planted rank, each at its best rate",
         smallest_effect=0.005,
         unit="nats per letter",
-        contrast=lambda runs: _too_large(runs, "ample", tuned=True),
+        measure=lambda runs: _too_large(runs, "ample", tuned=True),
         variants={SHARED_RATE["ample"]: lambda runs: _too_large(runs, "ample", tuned=False)},
         regime=REGIME + ", 2,000 names",
     ),
@@ -138,8 +138,9 @@ STUDY = Study(
     question="When the true rank is known, what do ranks below and above it do?",
     cells=CELLS,
     quick_cells=QUICK,
-    claims=CLAIMS,
+    contrasts=CONTRASTS,
     draw=draw,
+    headline=True,
     tuned=[
         *({"method": "lora", "n_train": data["n_train"], "r": r} for data in (AMPLE, SCARCE) for r in RANKS),
         *({"method": "full", "n_train": data["n_train"]} for data in (AMPLE, SCARCE)),

@@ -6,7 +6,7 @@ from minilora.data.base import load_base
 from minilora.experiments import plots
 from minilora.experiments.runs import Runs
 from minilora.experiments.stats import slope
-from minilora.experiments.study import FULL, Claim, Study, alpha_2r, grid
+from minilora.experiments.study import FULL, Contrast, Study, alpha_2r, grid
 from minilora.lora import LoraConfig, init_adapter
 from minilora.model import param_shapes
 
@@ -76,44 +76,44 @@ def _returns(runs: Runs, tuned: bool) -> np.ndarray:
 
 
 REGIME = "female first names on a 27,000-parameter base, all six linear modules, alpha = 2r"
-CLAIMS = [
-    Claim(
-        id="R1",
-        statement="Trainable parameters and adapter compute grow linearly in r",
+CONTRASTS = [
+    Contrast(
+        claim="R1",
         prediction="exactly r (in + out) parameters a module, each used in one multiply-add a token",
+        plain="counts are {effect} parameters off r (in + out)",
         smallest_effect=0.0,
         unit="parameters off",
-        contrast=_count_deviation,
+        measure=_count_deviation,
         exact=True,
-        regime="any model: it follows from the shapes of A and B",
+        regime="any model: it follows from the shapes of A and B; the measured time of a step is in tests/bench",
     ),
-    Claim(
-        id="R2",
-        statement="Too small r underfits",
+    Contrast(
+        claim="R2",
         prediction="ample data: the final training loss at r=1 is above that at r=8",
+        plain="with 2,775 names, r=1 ends {effect} nats {above/below} r=8 in training loss, each at its best rate",
         smallest_effect=0.02,
         unit="nats per letter",
-        contrast=lambda runs: _underfit(runs, tuned=True),
+        measure=lambda runs: _underfit(runs, tuned=True),
         variants={SHARED_RATE: lambda runs: _underfit(runs, tuned=False)},
         regime=REGIME + ", 2,775 names",
     ),
-    Claim(
-        id="R3",
-        statement="Too large r overfits",
+    Contrast(
+        claim="R3",
         prediction="scarce data: final minus best validation loss grows with log r (least-squares slope)",
+        plain="with 200 names, each doubling of r adds {effect} nats {more/less} overfit, each rank at its best rate",
         smallest_effect=0.02,
         unit="nats per doubling of r",
-        contrast=lambda runs: _overfit_slope(runs, tuned=True),
+        measure=lambda runs: _overfit_slope(runs, tuned=True),
         variants={SHARED_RATE: lambda runs: _overfit_slope(runs, tuned=False)},
         regime=REGIME + ", 200 names",
     ),
-    Claim(
-        id="R4",
-        statement="Start from r=8; 16 or 32 for harder tasks",
+    Contrast(
+        claim="R4",
         prediction="ample data: doubling r from 4 to 8 gains more validation loss than a doubling from 8 to 32 does",
+        plain="doubling r from 4 to 8 gains {effect} nats {more/less} than a doubling from 8 to 32",
         smallest_effect=0.005,
         unit="nats per doubling of r",
-        contrast=lambda runs: _returns(runs, tuned=True),
+        measure=lambda runs: _returns(runs, tuned=True),
         variants={SHARED_RATE: lambda runs: _returns(runs, tuned=False)},
         regime=REGIME + ", 2,775 names",
     ),
@@ -140,19 +140,13 @@ def _panel(ax, runs: Runs, data, title: str) -> None:
 def _curves(ax, runs: Runs) -> None:
     scarce = runs.where(method="lora", n_train=SCARCE["n_train"], learning_rate=SHARED)
     for r, style in ((min(scarce.values("r")), ":"), (max(scarce.values("r")), "-")):
-        chosen = [run for run in scarce.where(r=r) if not run.diverged]
-        if not chosen:
-            continue
-        steps = chosen[0].step
         for name, what, color in (
             ("validation_loss", "validation", plots.VALIDATION),
             ("train_loss", "training", plots.TRAIN),
         ):
-            columns = [np.array([getattr(run, name)[i] for run in chosen]) for i in range(len(steps))]
-            plots.line(ax, steps, columns, f"{what}, r={r}", color, style=style, marker="")
-    last = scarce[0].settings.steps
-    ax.set(title="200 names: what happens on the way", xlabel="step", ylabel="loss (nats per letter)")
-    ax.set(xlim=(0, last * 1.45), xticks=range(0, last + 1, 50))
+            plots.curve(ax, scarce.where(r=r), name, f"{what}, r={r}", color, style=style)
+    plots.steps_axis(ax, scarce, "loss")
+    ax.set_title("200 names: what happens on the way")
 
 
 def draw(runs: Runs, samples):
@@ -172,8 +166,9 @@ STUDY = Study(
     question="How does the rank r move a model between underfitting and overfitting on real names?",
     cells=CELLS,
     quick_cells=QUICK,
-    claims=CLAIMS,
+    contrasts=CONTRASTS,
     draw=draw,
+    headline=True,
     tuned=[
         *({**_lora(data), "r": r} for data in (SCARCE, AMPLE) for r in RANKS),
         *({"method": "full", "n_train": data["n_train"]} for data in (SCARCE, AMPLE)),
