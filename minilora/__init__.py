@@ -16,6 +16,7 @@ from minilora.lora import (
     weight_changes,
 )
 from minilora.model import Model, ModelConfig, forward, init_params
+from minilora.opt import load_opt, load_opt_adapter
 from minilora.optim import AdamW, AdamWState
 from minilora.stack import FineTuning, fit_stack
 from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
@@ -47,6 +48,8 @@ __all__ = [
     "load_base",
     "load_model",
     "load_names",
+    "load_opt",
+    "load_opt_adapter",
     "merge",
     "names_task",
     "planted_task",

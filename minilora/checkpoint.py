@@ -29,7 +29,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "lora_bias": (False,),
     "use_dora": (False,),
-    "layers_pattern": (None, "layers", []),
+    "layers_pattern": (None, "layers", ["layers"], []),
     "layer_replication": (None,),
     "megatron_config": (None,),
     "trainable_token_indices": (None,),
@@ -83,7 +83,7 @@ def load_model(folder: str | Path) -> Model:
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     path = folder / "model.safetensors"
-    arrays, _ = _read(path)
+    arrays, _ = read_arrays(path)
     if config.n_layers > len(arrays):
         raise ValueError(f"{path}: got {len(arrays)} arrays, takes those of {config.n_layers} layers")
     shapes = param_shapes(config)
@@ -99,8 +99,9 @@ def load_model(folder: str | Path) -> Model:
 def save_adapter(adapter: Adapter, folder: str | Path) -> None:
     """Write a PEFT adapter folder. Factors are stored as they are; the scaling follows from the config.
 
-    PEFT knows neither negative layers nor layers together with a pattern of targets, nor all of our inits: there
-    `adapter_config.json` lists the adapted modules, which comes to the same. Our own config is in the metadata.
+    PEFT knows neither negative layers nor layers together with a pattern of targets, and its patterns match layer norms
+    and embeddings too: there `adapter_config.json` lists the adapted modules, which comes to the same. Nor does it know
+    all of our inits. Our own config is in the metadata.
     """
     folder = Path(folder)
     metadata = {
@@ -120,7 +121,8 @@ def save_adapter(adapter: Adapter, folder: str | Path) -> None:
 def _as_peft(config: LoraConfig, adapted: list[str]) -> dict[str, Any]:
     """The config in PEFT's words."""
     stated = dataclasses.asdict(config)
-    if config.layers_to_transform is not None:
+    is_pattern = isinstance(config.target_modules, str) and config.target_modules != "all-linear"
+    if is_pattern or config.layers_to_transform is not None:
         stated |= {"target_modules": sorted(adapted), "exclude_modules": None, "layers_to_transform": None}
     if config.init_lora_weights not in PEFT_INITS:
         stated["init_lora_weights"] = True
@@ -141,10 +143,10 @@ def load_adapter(folder: str | Path, params: Params | None = None) -> Adapter:
     adapter is merged or evaluated. ValueError names the file and what is wrong with it.
     """
     folder = Path(folder)
-    config = _lora_config(folder / "adapter_config.json")
+    config = read_lora_config(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
-    arrays, metadata = _read(path)
-    adapter = _assemble(path, config, arrays, metadata.get("minilora.base", ""))
+    arrays, metadata = read_arrays(path)
+    adapter = assemble_adapter(path, config, arrays, metadata.get("minilora.base", ""))
     if "minilora.config" in metadata:
         own = _own_config(path, metadata["minilora.config"])
         if LoraConfig(**_as_peft(own, list(adapter.factors))) != config:
@@ -172,7 +174,7 @@ def _own_config(path: Path, text: str) -> LoraConfig:
         raise ValueError(f"{path}: metadata minilora.config: {error}") from None
 
 
-def _lora_config(path: Path) -> LoraConfig:
+def read_lora_config(path: Path) -> LoraConfig:
     """The LoraConfig that a PEFT config states; fields that would change the result and that we lack are refused."""
     stated = read_json(path)
     ours = [field.name for field in dataclasses.fields(LoraConfig)]
@@ -186,15 +188,17 @@ def _lora_config(path: Path) -> LoraConfig:
     values = {name: value for name, value in stated.items() if name in ours}
     for name in ("rank_pattern", "alpha_pattern"):
         values[name] = values.get(name) or {}
-    if values.get("layers_to_transform") == []:  # PEFT: no filter
-        values["layers_to_transform"] = None
+    for name in ("layers_to_transform", "exclude_modules"):
+        if values.get(name) == []:  # PEFT: no filter
+            values[name] = None
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _assemble(path: Path, config: LoraConfig, arrays: dict[str, np.ndarray], base: str) -> Adapter:
+def assemble_adapter(path: Path, config: LoraConfig, arrays: dict[str, np.ndarray], base: str) -> Adapter:
+    """The adapter that a file's arrays make, by PEFT's names; ValueError for a name or shape that does not fit."""
     factors: dict[str, dict[str, np.ndarray]] = {}
     biases: dict[str, np.ndarray] = {}
     for key in sorted(arrays, key=_natural):
@@ -230,7 +234,9 @@ def _to_bytes(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     return safetensors.numpy.save(contiguous, metadata=metadata)
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_arrays(
+    path: Path, dtypes: tuple[str, ...] = ("float32", "float64")
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays and metadata of a safetensors file; ValueError if it is damaged or holds anything but finite floats."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -238,11 +244,13 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safetensors.safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
+    except TypeError as error:  # bfloat16
+        raise ValueError(f"{path}: stored in a dtype that NumPy lacks, takes {' or '.join(dtypes)} ({error})") from None
+    except (safetensors.SafetensorError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     for name, array in arrays.items():
-        if array.dtype not in (np.float32, np.float64):
-            raise ValueError(f"{path}: {name}: got {array.dtype}, takes float32 or float64")
+        if array.dtype.name not in dtypes:
+            raise ValueError(f"{path}: {name}: got {array.dtype}, takes {' or '.join(dtypes)}")
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name}: holds NaN or infinite numbers")
     return arrays, metadata

@@ -59,8 +59,10 @@ def select_modules(params: Params, config: LoraConfig) -> list[str]:
     """
     paths = linear_paths(params)
     n_layers = len(params["layers"])
-    targeted = _matching(paths, "target_modules", config.target_modules)
-    excluded = () if config.exclude_modules is None else _matching(paths, "exclude_modules", config.exclude_modules)
+    targeted = matching_paths(paths, "target_modules", config.target_modules)
+    excluded = (
+        () if config.exclude_modules is None else matching_paths(paths, "exclude_modules", config.exclude_modules)
+    )
     layers = config.layers() or tuple(range(n_layers))
     for layer in layers:
         if not -n_layers <= layer < n_layers:
@@ -82,7 +84,12 @@ def select_modules(params: Params, config: LoraConfig) -> list[str]:
     return selected
 
 
-def _matching(paths: Sequence[str], name: str, wanted: str | Sequence[str]) -> set[str]:
+def matching_paths(paths: Sequence[str], name: str, wanted: str | Sequence[str]) -> set[str]:
+    """The paths that `wanted` matches, as LoraConfig's field `name` does; ValueError for a part that matches none.
+
+    >>> sorted(matching_paths(["layers.0.q_proj", "layers.0.v_proj"], "target_modules", ["v_proj"]))
+    ['layers.0.v_proj']
+    """
     if wanted == "all-linear":
         return set(paths)
     if isinstance(wanted, str):

@@ -266,16 +266,23 @@ PLACES = [
     {"target_modules": ".*_proj", "layers_to_transform": [2]},
     {"target_modules": "all-linear", "layers_to_transform": 0},
     {"target_modules": ["layers.0.q_proj", "layers.1.q_proj"], "layers_to_transform": [1]},
+    {"target_modules": r"layers\.1\..*"}, {"target_modules": ".*", "exclude_modules": ["o_proj"]},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", PLACES, ids=str)
 def test_peft_finds_the_same_modules_by_the_saved_config(tmp_path, fields):
-    """PEFT has no negative layers, and none with a string; without a pattern it finds none in `layers.0.q_proj`."""
+    """PEFT has no negative layers, and none with a string; without a pattern it finds none in `layers.0.q_proj`.
+
+    And a pattern of its targets matches what is not linear too, which it refuses to adapt.
+    """
     adapter = make_adapter(**fields)
     ml.save_adapter(adapter, tmp_path)
     stated = json.loads((tmp_path / "adapter_config.json").read_text())
     paths = [f"layers.{i}.{name}" for i in range(3) for name in LINEAR]
+    if stated["target_modules"] != "all-linear":
+        arrays = [path.rpartition(".")[0] for path in leaves(BASE.params)]
+        paths += ["layers", "layers.0", "layers.1", "layers.2", *sorted({*arrays} - {*paths})]
     assert [path for path in paths if peft_adapts(stated, path)] == list(adapter.factors)
 
 
@@ -349,11 +356,19 @@ def check_folder(folder, arrays, scaling):
 Q = [f"layers.{i}.q_proj" for i in range(3)]
 
 
-@pytest.mark.parametrize("layers", [None, []])
-def test_a_folder_of_peft_s_is_read_and_no_layers_means_no_filter(tmp_path, layers):
+@pytest.mark.parametrize("empty", [None, []])
+@pytest.mark.parametrize("name", ["layers_to_transform", "exclude_modules"])
+def test_a_folder_of_peft_s_is_read_and_an_empty_list_means_no_filter(tmp_path, name, empty):
     arrays = random_factors(dict.fromkeys(Q, 2))
-    folder = write_folder(tmp_path, SMALL_CONFIG | {"layers_to_transform": layers}, arrays)
+    folder = write_folder(tmp_path, SMALL_CONFIG | {name: empty}, arrays)
     check_folder(folder, arrays, dict.fromkeys(Q, 8 / 2))
+
+
+@pytest.mark.parametrize("pattern", [None, [], "layers", ["layers"]])
+def test_where_layers_are_is_read_in_every_form_that_peft_writes(tmp_path, pattern):
+    arrays = random_factors({"layers.1.q_proj": 2})
+    folder = write_folder(tmp_path, SMALL_CONFIG | {"layers_to_transform": [1], "layers_pattern": pattern}, arrays)
+    check_folder(folder, arrays, {"layers.1.q_proj": 8 / 2})
 
 
 def test_every_field_that_peft_writes_is_known(tmp_path):

@@ -15,10 +15,11 @@ import pytest
 import test_lora
 import test_model
 import test_ops
+import test_opt
 import test_optim
 from test_lora import row
 
-from minilora import lora, model, ops, optim
+from minilora import lora, model, ops, opt, optim
 
 
 class Mutant(NamedTuple):
@@ -38,6 +39,13 @@ def on_example(test, **example):
 MERGED_IS_UNMERGED = on_example(test_lora.test_merged_is_unmerged, settings=test_lora.SQUARE)
 MERGE_LEAVES_THE_BASE = on_example(
     test_lora.test_merge_makes_new_arrays_and_leaves_the_base_and_the_adapter, settings=test_lora.SQUARE
+)
+OPT_LOGITS = on_example(
+    test_opt.test_logits_are_those_of_opt_written_out,
+    config=model.ModelConfig(
+        vocab_size=11, context_length=7, d_model=6, n_heads=3, n_layers=2, d_ff=5, dtype="float64"
+    ),
+    seed=0,
 )
 CAUSAL = on_example(test_model.test_a_later_token_changes_no_earlier_logit, t=3, seed=0)
 
@@ -169,13 +177,13 @@ MUTANTS = {
     ),
     "names match as substrings": Mutant(
         lora,
-        "_matching",
+        "matching_paths",
         {'path == one or path.endswith(f".{one}")': "one in path"},
         [selection_test("0.q", n_layers=11, targets=["0.q_proj"])],
     ),
     "a target that matches nothing passes": Mutant(
         lora,
-        "_matching",
+        "matching_paths",
         {"if not matched:": "if False:"},
         [
             partial(
@@ -313,6 +321,12 @@ MUTANTS = {
             test_optim.test_without_a_gradient_each_step_shrinks_by_lr_times_decay,
             test_optim.test_without_a_gradient_a_lora_change_shrinks_by_the_square,
         ],
+    ),
+    "OPT's offset of two positions forgotten": Mutant(
+        opt,
+        "_params",
+        {"[POSITION_OFFSET:]": "[:-POSITION_OFFSET]"},
+        [OPT_LOGITS],
     ),
     "first moment not corrected": Mutant(
         optim.AdamW,

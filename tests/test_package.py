@@ -166,7 +166,7 @@ LAYERS = [
     {"model"},
     {"lora"},
     {"train", "checkpoint"},
-    {"stack"},
+    {"stack", "opt"},
     {"data.names", "data.base"},
     {"data.planted", "data.pretrain", "generate"},
 ]

@@ -8,6 +8,7 @@ import runpy
 from pathlib import Path
 
 import minilora as ml
+from minilora.conformance import CHECKS
 from minilora.experiments import check
 from minilora.experiments.claims import ARTICLE
 from minilora.experiments.ledger import all_contrasts, claim_rows
@@ -62,6 +63,10 @@ def test_all_claims_and_studies_are_counted_right():
     assert f"in {len(ARTICLE)} statements" in README
     assert len(load_studies()) == 14
     assert "runs all fourteen" in README
+
+
+def test_the_checks_are_counted_right():
+    assert f"runs {len(CHECKS)} checks" in " ".join(README.split())
 
 
 def test_what_is_said_not_to_hold_is_what_does_not():
