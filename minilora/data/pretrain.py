@@ -1,7 +1,8 @@
 """Pretrain the base on surnames: `python -m minilora.data.pretrain --out FOLDER`.
 
-With the defaults this makes the base "surnames" that ships with minilora, and with `--layers 4` "surnames_4_layers",
-to the bit on a machine of the same kind.
+The bases that ship with minilora were made by this command: "surnames" with the defaults, "surnames_4_layers" with
+`--layers 4`. The same code on the same kind of machine makes the same bits again; a later version that sums in another
+order makes another base, as good as the first (2.135 nats per letter where "surnames" has 2.133, when last tried).
 """
 
 import argparse

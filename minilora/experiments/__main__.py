@@ -1,6 +1,8 @@
 """The command: `python -m minilora.experiments [STUDY ...]`."""
 
 import argparse
+import contextlib
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"paired seeds (default: the study's own, at least {N_SEEDS})",
     )
     made.add_argument("--jobs", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
+    made.add_argument("--dask", default=None, metavar="ADDRESS", help="do the runs on this Dask scheduler's workers")
     made.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to write (default: figures)")
     made.add_argument("--check", action="store_true", help="run again from scratch and compare with what is in DIR")
     made.add_argument("--fresh", action="store_true", help="do runs again that are stored already")
@@ -76,14 +79,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, StudyError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return check_studies(studies, options, out) if options.check else run_studies(studies, options, out)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {how_to_go_on(options, out)}", file=sys.stderr)
         return INTERRUPTED
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+
+
+def _interrupt(*_) -> None:
+    """SIGTERM, as `kill` and systems that shut down send it, ends the command as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def how_to_go_on(options: argparse.Namespace, out: Path) -> str:
@@ -127,7 +140,8 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
 
     from minilora.experiments import report
     from minilora.experiments.ledger import claim_rows, in_order
-    from minilora.experiments.runner import RunFailedError, Store, run_all
+    from minilora.experiments.store import Store
+    from minilora.experiments.workers import RunFailedError, run_all
 
     report.read_claims(out)  # what cannot be added to is better known now
     jobs = options.jobs or joblib.cpu_count()
@@ -138,21 +152,33 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
             todo = runs_of(study, options)
             started = time.perf_counter()
             try:
-                results = run_all(todo, store, jobs, progress.starting(study, len(todo)))
+                results = run_all(todo, store, jobs, progress.starting(study), options.dask)
             except RunFailedError as error:
                 progress.say(f"{study.name}: {error}; no figure made")
                 status = FAILED
                 continue
             runs, samples = report.table(results), report.samples_of(study, results)
             seconds = time.perf_counter() - started
-            rows += report.write_study(study, runs, samples, out, _flags(options), seconds if progress.n_new else None)
+            with one_at_a_time(out):
+                rows += report.write_study(
+                    study, runs, samples, out, _flags(options), seconds if progress.n_new else None
+                )
             progress.finished(study, runs, out, seconds)
             for line in report.sample_lines(samples):
                 progress.say(line)
     report.print_verdicts(claim_rows(in_order(rows)))
     if rows:
-        report.write_overview(out)
+        with one_at_a_time(out):
+            report.write_overview(out)
     return status
+
+
+def one_at_a_time(out: Path):
+    """A lock on what several commands would write to one folder; held while files are read and written."""
+    from filelock import FileLock
+
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    return FileLock(out / "runs" / "lock")
 
 
 def _flags(options: argparse.Namespace) -> str:
@@ -187,10 +213,13 @@ class Progress:
         self.reused = len(unique) - len(missing)
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(total=len(missing), unit="run", file=sys.stderr, disable=not self.terminal, dynamic_ncols=True)
-        self.started, self.last_said, self.n_done, self.n_missing = time.perf_counter(), 0.0, 0, len(missing)
+        self.started, self.last_said = time.perf_counter(), 0.0
+        self.n_done, self.n_failed, self.n_missing = 0, 0, len(missing)
         self.say(
             f"{len(unique)} runs in {len(studies)} studies; {self.reused} are stored already, {len(missing)} to do"
         )
+        for path in store.damaged:
+            self.say(f"warning: {path}: a stored run that could not be read was set aside, and is done again")
 
     def __enter__(self):
         return self
@@ -203,21 +232,25 @@ class Progress:
         self.bar.write(text, file=sys.stdout)
         sys.stdout.flush()
 
-    def starting(self, study: Study, n_runs: int):
+    def starting(self, study: Study):
         """Called when a study starts; returns what to call after each of its runs."""
         self.bar.set_description(study.name)
         self.n_new = 0
 
-        def done(settings: Settings) -> None:
+        def done(settings: Settings, failed: bool) -> None:
             self.n_done += 1
             self.n_new += 1
-            self.bar.set_postfix_str(settings.label(), refresh=False)
+            self.n_failed += failed
+            failures = f"{self.n_failed} failed, " if self.n_failed else ""
+            self.bar.set_postfix_str(failures + settings.label(), refresh=False)
             self.bar.update()
             elapsed = time.perf_counter() - self.started
             if not self.terminal and elapsed - self.last_said > 30:
                 self.last_said = elapsed
                 left = elapsed / self.n_done * (self.n_missing - self.n_done)
-                self.say(f"{study.name}: {self.n_done} of {self.n_missing} runs done, about {left:.0f} s left")
+                self.say(
+                    f"{study.name}: {self.n_done} of {self.n_missing} runs done, {failures}about {left:.0f} s left"
+                )
 
         return done
 

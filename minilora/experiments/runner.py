@@ -1,4 +1,4 @@
-"""Doing runs: each once, in several processes, stored as soon as it is done."""
+"""What a run computes, what it may be computed together with, and the key of its result."""
 
 import dataclasses
 import functools
@@ -7,24 +7,18 @@ import inspect
 import itertools
 import json
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minilora import autodiff, conditions, generate, lora, model, ops, optim, stack, train, trees
-from minilora.conditions import one_blas_thread
 from minilora.data import names, planted
 from minilora.data.base import BASES, load_base
 from minilora.experiments.runs import CONSTANT, MEASURED, Run
 from minilora.experiments.study import Settings
-from minilora.files import read_json, replace_file, to_json
 from minilora.lora import Adapter, LoraConfig, count_parameters, weight_changes
 from minilora.stack import FineTuning, fit_stack
 from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
@@ -216,98 +210,16 @@ def run_key(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Store:
-    """Finished runs, one JSON file each."""
-
-    def __init__(self, folder: Path, fresh: bool = False):
-        self.folder, self.fresh = folder, fresh
-        self.renewed: set[Settings] = set()
-
-    def path(self, settings: Settings) -> Path:
-        return self.folder / f"{run_key(settings)}.json"
-
-    def get(self, settings: Settings) -> dict[str, Any] | None:
-        """The stored result, or None. A file that cannot be read counts as none: the run is done again.
-
-        With `fresh`, so does every result that was not put here by this very store.
-        """
-        if self.fresh and settings not in self.renewed:
-            return None
-        try:
-            result = read_json(self.path(settings))
-            as_run(settings, result)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return result
-
-    def put(self, settings: Settings, result: dict[str, Any]) -> None:
-        self.renewed.add(settings)
-        replace_file(self.path(settings), to_json({"settings": dataclasses.asdict(settings), **result}))
-
-
 def as_run(settings: Settings, result: dict[str, Any]) -> Run:
-    """A stored result as a `Run`."""
-    values: dict[str, Any] = {name: tuple(result[name]) for name in MEASURED} | {
-        name: result[name] for name in CONSTANT
-    }
-    return Run(settings, **values)
-
-
-class RunFailedError(RuntimeError):
-    """Runs that raised; the others are done and stored."""
-
-
-def run_all(
-    todo: Iterable[Settings], store: Store, jobs: int, done: Callable[[Settings], None] = lambda settings: None
-) -> dict[Settings, dict[str, Any]]:
-    """{settings: result} for every run, from the store where it is there, else done now and stored at once.
-
-    Results do not depend on `jobs` or on what was stored: each run seeds itself, has one BLAS thread and its own sums.
-    """
-    todo = list(todo)
-    results = {settings: result for settings in todo if (result := store.get(settings)) is not None}
-    missing = stacks(settings for settings in todo if settings not in results)
-    failures = []
-    try:
-        for settings, result in _in_processes(missing, jobs):
-            if "error" in result:
-                failures.append(f"{settings.label()}: {result['error']}")
-            else:
-                store.put(settings, result)
-                results[settings] = result
-            done(settings)
-    except BrokenProcessPool:
-        raise RunFailedError("a worker was killed, or memory ran out; finished runs are stored") from None
-    if failures:
-        raise RunFailedError(f"{len(failures)} of {len(todo)} runs failed, the first: {failures[0]}")
-    return {settings: results[settings] for settings in todo}
-
-
-def _in_processes(todo: Sequence[Stack], jobs: int) -> Iterator[tuple[Settings, dict[str, Any]]]:
-    if jobs == 1 or len(todo) < 2:
-        yield from itertools.chain.from_iterable(map(_guarded, todo))
-        return
-    import joblib
-    from joblib.externals.loky import get_reusable_executor
-
-    parallel = joblib.Parallel(n_jobs=min(jobs, len(todo)), return_as="generator_unordered", batch_size=1)
-    try:
-        yield from itertools.chain.from_iterable(parallel(joblib.delayed(_in_worker)(one) for one in todo))
-    except BaseException:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        raise
-
-
-def _in_worker(stack: Stack) -> list[tuple[Settings, dict[str, Any]]]:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which stops its workers
-    return _guarded(stack)
-
-
-def _guarded(stack: Stack) -> list[tuple[Settings, dict[str, Any]]]:
-    """Runs that raise are reported with their settings and do not take the others with them."""
-    try:
-        with one_blas_thread():
-            return list(zip(stack, execute(stack), strict=True))
-    except Exception as error:
-        return [(settings, {"error": f"{type(error).__name__}: {error}"}) for settings in stack]
+    """A stored result as a `Run`; ValueError, KeyError or TypeError for what is none."""
+    measured: dict[str, Any] = {name: tuple(result[name]) for name in MEASURED}
+    lengths = {len(one) for one in measured.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"got measurements of lengths {sorted(lengths)}, takes one length for all, at least 1")
+    constant = {name: result[name] for name in CONSTANT}
+    for number in (*itertools.chain(*measured.values()), *constant.values()):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise TypeError(f"got {number!r} among the measurements, takes numbers")
+    if not all(isinstance(name, str) for name in result["samples"]):
+        raise TypeError("samples: takes names")
+    return Run(settings, **measured, **constant)

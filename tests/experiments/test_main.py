@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from minilora.experiments import __main__ as command
 from minilora.experiments import runner
@@ -129,7 +128,7 @@ def test_a_run_writes_its_files_and_says_what_it_found(run, out, capsys):
         "tiny.svg", "tiny.csv", "other.svg", "other.csv", "claims.json", "CLAIMS.md", "provenance.json",
         "samples.json", "overview.svg", "runs",
     }  # fmt: skip
-    assert len(list((out / "runs").iterdir())) == 6
+    assert len(list((out / "runs").glob("*.json"))) == 6
     rows = json.loads((out / "claims.json").read_text())
     assert [row["id"] for row in rows] == ["R1", "R2", "A1"]
     assert all(row["command"].endswith(f"{row['study']} --seeds 2") for row in rows)
@@ -193,7 +192,7 @@ def test_a_failing_run_fails_its_study_and_not_the_others(run, out, capsys):
     names = {path.name for path in out.iterdir()}
     assert names >= {"tiny.svg", "tiny.csv", "claims.json"}
     assert not names & {"bad.svg", "bad.csv"}
-    assert len(list((out / "runs").iterdir())) == 3, "the study's other run is stored"
+    assert len(list((out / "runs").glob("*.json"))) == 3, "the study's other run is stored"
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the runs that overflow; the command ignores them too
@@ -211,19 +210,6 @@ def test_a_ledger_that_cannot_be_read_is_told_in_a_line(run, out, capsys):
     (out / "claims.json").write_text("[")
     assert run("tiny", "--seeds", "1") == 1
     assert "claims.json: not valid JSON" in capsys.readouterr().err
-
-
-def test_a_worker_that_was_killed_is_told_in_a_line(run, monkeypatch, capsys):
-    """As where memory ran out: joblib then raises this."""
-
-    def killed(todo, jobs):
-        raise TerminatedWorkerError("a worker was killed")
-        yield
-
-    monkeypatch.setattr(runner, "_in_processes", killed)
-    assert run("tiny", "--seeds", "1") == 1
-    shown = capsys.readouterr()
-    assert "a worker was killed" in shown.out + shown.err
 
 
 # --- --check ---
@@ -312,7 +298,8 @@ def test_an_interrupted_check_says_that_it_starts_again(run, out, monkeypatch, c
 
 
 SLOW_COMMAND = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 from experiments import tiny
 from minilora.experiments import __main__ as command
 command.load_studies = lambda: tiny.STUDIES

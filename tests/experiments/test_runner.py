@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from minilora.experiments import report, runner
-from minilora.experiments.runner import COMPUTED_BY, RunFailedError, Store, as_run, execute, run_all, run_key, stacks
+from minilora.experiments.runner import COMPUTED_BY, as_run, execute, run_key, stacks
+from minilora.experiments.store import Store
+from minilora.experiments.workers import RunFailedError, run_all
 from minilora.files import to_json
 
 from . import tiny
@@ -227,28 +229,30 @@ def test_nothing_is_stored_before_it_is_done(store):
     assert not store.folder.exists()
 
 
-WHOLE = to_json(alone(SOME[0])).encode()
+WHOLE = to_json({"settings": dataclasses.asdict(SOME[0]), **alone(SOME[0])}).encode()
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", WHOLE[:1], WHOLE[: len(WHOLE) // 2], WHOLE[:-3], b"\xff" + WHOLE, b"[]", b"{}", b"null",
-     WHOLE.replace(b'"floor"', b'"flour"'), WHOLE.replace(b'"step"', b'"stop"')],
+     WHOLE.replace(b'"floor"', b'"flour"'), WHOLE.replace(b'"step"', b'"stop"'),
+     WHOLE.replace(b'"seed": 0', b'"seed": 1'), WHOLE.replace(b'"floor": 0', b'"floor": "0"')],
     ids=lambda content: repr(content[:4] + content[-4:]),
 )  # fmt: skip
 def test_a_spoilt_file_is_done_again(store, executed, content):
-    store.put(SOME[0], json.loads(WHOLE))
+    store.put(SOME[0], alone(SOME[0]))
     assert store.get(SOME[0]) is not None
     store.path(SOME[0]).write_bytes(content)
     assert store.get(SOME[0]) is None
     result = run_all(SOME[:1], store, 1)[SOME[0]]
     assert executed == SOME[:1]
-    assert to_json(result).encode() == WHOLE
+    assert to_json({"settings": dataclasses.asdict(SOME[0]), **result}).encode() == WHOLE
+    assert [path.read_bytes() for path in store.damaged] == [content], "set aside as it was"
     assert as_run(SOME[0], store.get(SOME[0])) == as_run(SOME[0], result)
 
 
 def test_each_run_is_stored_and_told_as_soon_as_it_is_done(store):
-    def told(settings):
+    def told(settings, failed):
         stored.append([one for one in SOME if store.get(one) is not None])
 
     stored = []
@@ -276,7 +280,7 @@ def test_a_run_that_raises_is_told_and_the_others_are_stored(store, jobs):
     bad = tiny.settings(target_modules="no_such_module", seed=5)
     todo, told = [SOME[0], bad, SOME[1]], []
     with pytest.raises(RunFailedError, match=r"1 of 3 runs failed.*" + bad.label()) as caught:
-        run_all(todo, store, jobs, told.append)
+        run_all(todo, store, jobs, lambda settings, failed: told.append(settings))
     assert "ValueError" in str(caught.value)
     assert "no_such_module" in str(caught.value)
     assert [store.get(one) is not None for one in todo] == [True, False, True]
