@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     try:
         if options.json is not None:
+            if options.json.is_dir():
+                raise IsADirectoryError(f"--json: {options.json} is a folder, takes a file")
             check_writable(options.json.parent)
         peer = load_peer(options.peer)
     except (OSError, ImportError) as error:
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = show(peer)
     if options.json is not None:
         rows = [vars(one) for one in results]
-        replace_file(options.json, to_json({"peer": options.peer, "version": peer.version, "checks": rows}))
+        try:
+            replace_file(options.json, to_json({"peer": options.peer, "version": peer.version, "checks": rows}))
+        except OSError as error:
+            print(f"error: --json: {error}", file=sys.stderr)
+            return FAILED
     return DONE if all(one.status in (PASS, NOT_OFFERED) for one in results) else FAILED
 
 

@@ -185,9 +185,9 @@ def refused(action: Callable[[], Any]) -> str | None:
     """What an action is refused with; None if it is not refused."""
     try:
         action()
-    except NotImplementedError:
+    except NotOffered:
         raise
-    except Exception as error:
+    except Exception as error:  # NotImplementedError too: what is right was built before this was tried
         return str(error) or type(error).__name__
     return None
 

@@ -192,6 +192,21 @@ def starts_at_the_base(subject: Subject) -> None:
     require(all(one.any() for name, one in moving.items() if name.endswith("lora_B")), "the gradient of a B is zero")
 
 
+@check("Kaiming's fan_in taken along the wrong axis of A; labml, mlx ports")
+def a_starts_spread_out(subject: Subject) -> str:
+    """A starts with full rank, at a size of about 1 / sqrt(in)"""
+    problem = subject.problem()
+    sizes = []
+    for name, one in subject.named("factors", subject.build(subject.fresh(problem))).items():
+        if name.endswith("lora_A"):
+            rank = int(np.linalg.matrix_rank(one))
+            require(rank == min(one.shape), f"{name}: starts with rank {rank}, takes {min(one.shape)}")
+            sizes.append(float(np.sqrt((one**2).mean() * one.shape[1])))
+    size = float(np.mean(sizes))
+    require(0.1 < size < 5, f"A starts at {size:.2g} / sqrt(in), takes about 1")
+    return f"root mean square {size:.2f} / sqrt(in); {3**-0.5:.2f} where uniform in +-1 / sqrt(in)"
+
+
 @check("peft#793")
 def gradient_of_a_is_zero_at_the_start(subject: Subject) -> None:
     """At B = 0 the gradient of A is exactly zero and that of B is not: B moves first"""

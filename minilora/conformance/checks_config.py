@@ -100,7 +100,7 @@ def a_tied_head(subject: Subject) -> None:
 
 @check("peft LoraConfig")
 def impossible_settings(subject: Subject) -> None:
-    """r = 0 or below and a dropout of 1 or more are refused"""
+    """r = 0 or below, a dropout below 0 or above 1, and a bias mode that does not exist are refused"""
     _control(subject)
     for wrong in ({"r": 0}, {"r": -2}, {"lora_dropout": 1.5}, {"lora_dropout": -0.1}, {"bias": "some"}):
         said = refused(partial(_modules, subject, target_modules=["v_proj"], **wrong))

@@ -36,7 +36,7 @@ def dropout_acts_in_training(subject: Subject) -> None:
 @check("aprender#2170")
 def dropout_keeps_the_mean(subject: Subject) -> None:
     """Over many masks the change has its size without dropout: kept inputs are divided by 1 - p, once"""
-    problem = subject.problem(r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["layers.2.down_proj"])
+    problem = subject.problem(r=2, lora_alpha=4, lora_dropout=0.2, target_modules=["layers.2.down_proj"])
     small = {name: one * 0.03 for name, one in (problem.factors or {}).items()}  # so small that logits are linear in it
     zero = {name: one * 0 for name, one in small.items()}
     made, off = (subject.build(dataclasses.replace(problem, factors=subject.cast(one))) for one in (small, zero))
@@ -47,18 +47,40 @@ def dropout_keeps_the_mean(subject: Subject) -> None:
     require(0.85 < ratio < 1.15, f"the mean change over {PASSES} masks is {ratio:.2f} of that without dropout")
 
 
+@check("aprender#2170; p taken for 1 - p")
+def inputs_are_dropped_at_their_rate(subject: Subject) -> None:
+    """At p = 0.2 one input of A is lost one time in 5, and two of two one time in 25: inputs are what is dropped"""
+    for n_inputs, expected in ((1, 0.2), (2, 0.2**2)):
+        problem = subject.problem(r=1, lora_alpha=4, lora_dropout=0.2, target_modules=["layers.2.o_proj"])
+        factors = {name: one * 0 for name, one in (problem.factors or {}).items()}
+        factors["layers.2.o_proj.lora_A"][0, :n_inputs] = (1.0, 0.6)[:n_inputs]
+        factors["layers.2.o_proj.lora_B"] = np.ones_like(factors["layers.2.o_proj.lora_B"])
+        factors["layers.2.o_proj.lora_B"][0] = -2.0  # all features alike would be lost in the layer norm
+        made, off = (subject.build(dataclasses.replace(problem, factors=one)) for one in (factors, _zeros(factors)))
+        base = subject.forward(off)
+        passes = [subject.forward(made, training=True) for _ in range(PASSES // 3)]
+        lost = float(np.mean([np.isclose(one, base, rtol=0, atol=1e-5).all(-1) for one in passes]))
+        require(abs(lost - expected) < 0.25 * expected + 0.01, f"{n_inputs} of {n_inputs} inputs are lost at a rate of "
+                f"{lost:.3f}, takes {expected:.2f}")  # fmt: skip
+
+
+def _zeros(factors) -> dict[str, np.ndarray]:
+    return {name: np.zeros_like(one) for name, one in factors.items()}
+
+
 @check("minLoRA source")
 def tokens_have_masks_of_their_own(subject: Subject) -> None:
-    """Tokens that are all alike come out different in training: each has a mask of its own"""
+    """Tokens and sequences that are all alike come out different in training: each has a mask of its own"""
     problem = subject.problem(r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["layers.2.down_proj"])
     base = dict(problem.base)
     base["embed_positions.weight"] = np.zeros_like(base["embed_positions.weight"])
     made = subject.build(dataclasses.replace(problem, base=base))
-    tokens = np.full((1, 6), 3)
-    alike = subject.forward(made, tokens)[0]
-    require(np.allclose(alike, alike[0], atol=1e-4), "tokens that are alike differ in evaluation")
-    rows = subject.forward(made, tokens, training=True)[0]
-    require(not np.allclose(rows, rows[0], atol=1e-6), "all tokens are dropped alike: one mask for all")
+    tokens = np.full((2, 6), 3)
+    alike = subject.forward(made, tokens)
+    require(np.allclose(alike, alike[0, 0], atol=1e-4), "tokens that are alike differ in evaluation")
+    rows = subject.forward(made, tokens, training=True)
+    require(not np.allclose(rows[0], rows[0, 0], atol=1e-6), "all tokens are dropped alike: one mask for all")
+    require(not np.allclose(rows[0], rows[1], atol=1e-6), "all sequences are dropped alike: one mask for the batch")
 
 
 @check("diffusers#2245, labml source")

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
             replace_file(options.out / f"{name}.json", described)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"{len(CONFIGS)} vectors written to {options.out}")
     return 0
 

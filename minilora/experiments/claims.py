@@ -39,7 +39,7 @@ ARTICLE = {
     "A2": Claim("alpha", "Holding alpha/r fixed removes the need to retune the rate when r changes",
                 Paper(REGRET, "at alpha = 32 the best rate moves less than twofold for r = 4 to 512", "against")),
     "A3": Claim("alpha", "alpha = 2r is a good setting",
-                Paper("arXiv 2606.12883", "the best alpha grows about as sqrt(r)", "against")),
+                Paper("arXiv 2606.12883", "the best alpha grows about as sqrt(r)", "other")),
     "A4": Claim("alpha", "A high alpha needs a lower learning rate",
                 Paper("arXiv 2602.06204", "how the best rate moves depends on init and alpha", "other")),
     "D1": Claim("dropout", "Dropout reduces overfitting",

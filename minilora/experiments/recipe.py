@@ -34,6 +34,8 @@ class Evidence:
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there: `python -m minilora.experiments {study}` makes it")
         runs = from_csv(path.read_text(encoding="utf-8")).where(method="lora")
+        if not runs:
+            raise ValueError(f"{path}: holds no runs; `python -m minilora.experiments {study}` makes it anew")
         n = min(runs.values("n_train"), key=lambda one: abs(math.log(one / self.n_train)))
         return runs.where(n_train=n), n
 
@@ -71,7 +73,7 @@ def _rate(evidence: Evidence) -> str:
     r, rate, n = _best_rank(evidence)
     text = f"{rate:g} at r = {r} and alpha = 2r on {n:,} names; try half a decade on either side"
     if evidence.verdict("L1") == "supported":
-        text += f" (more than full fine-tuning wants: {evidence.claims['L1']['effect']:.1f} powers of ten)"
+        text += f" ({evidence.claims['L1']['result']})"
     return text
 
 
@@ -80,10 +82,14 @@ def _dropout(evidence: Evidence) -> str | None:
         return None
     runs, n = evidence.nearest("dropout")
     tried = runs.values("lora_dropout")
-    losses = [float(np.mean(runs.per_seed(FINAL, lora_dropout=p))) for p in tried]
-    p = next(p for p, loss in zip(tried, losses, strict=True) if loss <= min(losses) + NEAR)
-    edge = ", the largest tried" if p == tried[-1] else ""
-    return f"p = {p:g}: the least within {NEAR:g} nats of the best at the end of training on {n:,} names{edge}"
+    advised = []
+    for metric, when in ((FINAL, "if you train to the end"), (BEST, "if you stop at the best step")):
+        losses = [float(np.mean(runs.per_seed(metric, lora_dropout=p))) for p in tried]
+        p = next(p for p, loss in zip(tried, losses, strict=True) if loss <= min(losses) + NEAR)
+        advised.append(f"p = {p:g}{' (the largest tried)' if p == tried[-1] else ''} {when}")
+    first = runs[0].settings
+    where = f"on {n:,} names at r = {first.r}, rate {first.learning_rate:g}"
+    return f"{', '.join(advised)}: the least within {NEAR:g} nats of the best {where}"
 
 
 def _by_verdict(

@@ -26,7 +26,7 @@ from minilora.trees import fingerprint
 
 CLAIM_KEYS = {
     "id", "statement", "study", "prediction", "smallest_effect", "effect", "interval", "unit", "n_seeds", "verdict",
-    "regime", "figure", "command", "contrasts",
+    "regime", "figure", "command", "contrasts", "result", "verdict_holm", "paper", "exact",
 }  # fmt: skip
 
 
@@ -153,8 +153,8 @@ def contrasts_table(contrasts: Sequence[Row]) -> str:
 
 
 OTHERWISE = """\
-Above, each learning rate is tuned where several were tried, unless the prediction says otherwise: the one with the
-lowest best validation loss (that of early stopping), on the mean over the other seeds.
+Above, each learning rate is tuned where several were tried, unless the prediction or its regime names one: the one with
+the lowest best validation loss (that of early stopping), on the mean over the other seeds.
 """
 
 

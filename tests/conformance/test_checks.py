@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from minilora import conformance
 from minilora.conformance import CHECKS, Implementation, __main__, running, vectors
 from minilora.conformance.checking import Subject
 from minilora.conformance.mutants import MUTANTS
+from minilora.conformance.mutants_training import _OwnMask
 from minilora.conformance.ours import Minilora
 from minilora.conformance.running import ERROR, FAIL, NOT_OFFERED, PASS, result
 
@@ -279,3 +281,56 @@ def test_a_file_that_cannot_be_written_is_known_before_the_checks(tmp_path, caps
 def test_results_are_plain():
     found = result(BY_ID["logits"], Minilora())
     assert all(isinstance(value, str) for value in dataclasses.asdict(found).values())
+
+
+# --- wrong and right implementations beside the mutants ---
+
+
+def _with_masks(change):
+    """minilora with dropout masks made otherwise: change(mask, rng)."""
+
+    class Masks(_OwnMask):
+        rng = np.random.default_rng(0)
+
+        def _mask(self, mask):
+            return change(mask, self.rng).astype(mask.dtype)
+
+    return Masks
+
+
+WRONG_DROPOUT = {
+    "kept with probability p, divided by 1 - p": lambda mask, rng: (rng.random(mask.shape) < 0.2) / 0.8,
+    "divided by p": lambda mask, rng: (mask > 0) / 0.2,
+    "p is always one half": lambda mask, rng: (rng.random(mask.shape) < 0.5) / 0.5,
+    "one mask for the batch": lambda mask, rng: np.concatenate([mask[: len(mask) // 3]] * 3) if len(mask) % 3 == 0 else
+    np.concatenate([mask[: len(mask) // 2]] * 2),
+    "all inputs of a token or none": lambda mask, rng: np.broadcast_to(mask[..., :1], mask.shape),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_DROPOUT)
+def test_each_wrong_dropout_fails_a_check(wrong):
+    names = ("dropout-keeps-the-mean", "inputs-are-dropped-at-their-rate", "tokens-have-masks-of-their-own")
+    statuses = [result(BY_ID[name], _with_masks(WRONG_DROPOUT[wrong])()).status for name in names]
+    assert FAIL in statuses
+
+
+def test_files_whose_keys_look_otherwise_are_no_failure():
+    """As kohya-style files have them: no "layers.1" in them."""
+
+    class Underscores(Minilora):
+        def save(self, made, folder):
+            arrays = {name.replace(".", "_"): one for name, one in made.adapter.arrays().items()}
+            safetensors.numpy.save_file(arrays, folder / "lora.safetensors")
+
+        def load(self, problem, folder):
+            names = {name.replace(".", "_"): name for name in problem.factors}
+            found = safetensors.numpy.load_file(folder / "lora.safetensors")
+            return self.build(dataclasses.replace(problem, factors={names[key]: one for key, one in found.items()}))
+
+    assert result(BY_ID["wrong-keys-are-refused"], Underscores()).status == PASS
+
+
+def test_a_folder_for_json_is_bad_usage(tmp_path, capsys):
+    assert __main__.main(["--json", str(tmp_path)]) == 2
+    assert "is a folder, takes a file" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_the_command_makes_the_files(tmp_path, capsys):
         assert json.loads((tmp_path / f"{name}.json").read_text())["counts"] == vectors.load(name).counts
     assert vectors.read(tmp_path, NAMES[0]).name == NAMES[0]
     (tmp_path / "file").write_text("")
-    assert make_vectors.main(["--out", str(tmp_path / "file" / "below")]) == 1
+    assert make_vectors.main(["--out", str(tmp_path / "file" / "below")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

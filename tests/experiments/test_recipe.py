@@ -37,7 +37,7 @@ def test_each_line_has_its_claims(capsys, n, task):
 def test_more_data_gets_less_dropout_and_no_smaller_rank(capsys):
     def advised(n):
         evidence = recipe.Evidence({row["id"]: row for row in read_claims(FIGURES)}, FIGURES, n, "names")
-        return recipe._best_rank(evidence)[0], float(recipe._dropout(evidence).split()[2].rstrip(":"))
+        return recipe._best_rank(evidence)[0], float(recipe._dropout(evidence).split()[2])
 
     (few_rank, few_p), (many_rank, many_p) = advised(100), advised(2775)
     assert few_p > many_p

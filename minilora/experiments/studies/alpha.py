@@ -120,7 +120,7 @@ CONTRASTS = [
         unit=f"nats per letter left of the {ALLOWED:g} allowed",
         measure=lambda runs: _margin(runs, tuned=True),
         variants={f"one rate, {SHARED:g}": lambda runs: _margin(runs, tuned=False)},
-        regime=REGIME,
+        regime=REGIME + f", at r={R}, so that alpha = 2r and alpha = 16 are one",
     ),
 ]
 

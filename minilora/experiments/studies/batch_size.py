@@ -40,12 +40,12 @@ def _at(runs: Runs, what: str, batch: int) -> Runs:
     return runs.where(batch_size=batch, steps=equal if what == "steps" else other)
 
 
-def _gain(runs: Runs, what: str, metric, tuned: bool = True) -> np.ndarray:
+def _gain(runs: Runs, what: str, metric, tuned: bool = True, by=None) -> np.ndarray:
     """How much lower the metric is with a batch of 64 than with one of 4."""
     small, large = (_at(runs, what, b) for b in (SIZES[0], SIZES[-1]))
     if not tuned:
         small, large = small.where(learning_rate=SHARED), large.where(learning_rate=SHARED)
-    return small.tuned(metric) - large.tuned(metric)
+    return small.tuned(metric, by) - large.tuned(metric, by)
 
 
 @functools.cache
@@ -90,6 +90,9 @@ CONTRASTS = [
         variants={
             f"one rate, {SHARED:g}": lambda runs: -_gain(runs, "epochs", FINAL_TRAIN, tuned=False),
             "by the best validation loss": lambda runs: -_gain(runs, "epochs", BEST),
+            "rate tuned on the training loss (added after the run)": lambda runs: (
+                -_gain(runs, "epochs", FINAL_TRAIN, by=FINAL_TRAIN)
+            ),
         },
         regime=REGIME + ", rates tuned",
     ),

@@ -1,5 +1,7 @@
 """How soon LoRA is at its best beside full fine-tuning, and what stopping there saves (E1)."""
 
+from functools import partial
+
 import numpy as np
 
 from minilora.experiments import plots
@@ -43,9 +45,11 @@ def best_step(run: Run) -> float:
     return max(run.step[int(np.argmin(run.validation_loss))], run.step[1])
 
 
-def _sooner(runs: Runs, metric) -> np.ndarray:
-    full, lora = (runs.where(method=method).tuned(metric) for method in ("full", "lora"))
-    return np.log2(full / lora)
+def _sooner(runs: Runs, rate: float | None = None) -> np.ndarray:
+    """How many halvings of full fine-tuning's best step LoRA's is, at its best rate or at one for all seeds."""
+    lora = runs.where(method="lora")
+    steps = lora.tuned(best_step) if rate is None else lora.per_seed(best_step, learning_rate=rate)
+    return np.log2(runs.where(method="full").tuned(best_step) / steps)
 
 
 REGIME = "200 female first names, r=8, alpha = 16, all six linear modules"
@@ -56,7 +60,11 @@ CONTRASTS = [
         plain="LoRA is at its best {effect} halvings of the steps {before/after} full fine-tuning",
         smallest_effect=0.1,
         unit="halvings of the number of steps",
-        measure=lambda runs: _sooner(runs, best_step),
+        measure=_sooner,
+        variants={
+            f"LoRA at {rate:g} (added after the run: 0.001 and 0.003 are equally good)": partial(_sooner, rate=rate)
+            for rate in (1e-3, SHARED)
+        },
         regime=REGIME + ", rates tuned",
     ),
     Contrast(

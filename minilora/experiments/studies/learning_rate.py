@@ -32,7 +32,7 @@ CONTRASTS = [
     Contrast(
         claim="L1",
         prediction="the learning rate with the lowest validation loss is higher for LoRA than for full fine-tuning",
-        plain="LoRA's best rate is {effect} powers of ten {higher/lower} than full fine-tuning's",
+        plain="at alpha = 16, LoRA's best rate is {effect} powers of ten {higher/lower} than full fine-tuning's",
         smallest_effect=0.25,
         unit="powers of ten",
         measure=lambda runs: log10_best_rate(runs.where(method="lora")) - log10_best_rate(runs.where(method="full")),

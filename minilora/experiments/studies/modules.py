@@ -6,6 +6,7 @@ import numpy as np
 
 from minilora.experiments import plots
 from minilora.experiments.runs import BEST, FINAL_TRAIN, Runs, given_up
+from minilora.experiments.stats import estimate
 from minilora.experiments.study import Contrast, Study, alpha_2r, grid
 
 BUDGET = 1280  # parameters a layer
@@ -50,9 +51,9 @@ def _default_margin(runs: Runs) -> np.ndarray:
 
 
 def _more_fit(runs: Runs, metric) -> np.ndarray:
-    """What each of the two steps from q, v to all modules gains at an equal r; the smaller of the two means."""
+    """What each of the two steps from q, v to all modules gains at an equal r; the one whose interval reaches lower."""
     qv, qkvo, every = (_loss(runs, SAME_R[name], metric) for name in ("qv", "qkvo", "all"))
-    return min(qv - qkvo, qkvo - every, key=np.mean)
+    return min(qv - qkvo, qkvo - every, key=lambda step: estimate(step).low)
 
 
 def _profiles(runs: Runs) -> dict[str, np.ndarray]:
@@ -116,7 +117,7 @@ CONTRASTS = [
     Contrast(
         claim="T4",
         prediction="which single modules gain most differs between female and male names",
-        plain="the profiles of modules on female and male names differ by {effect} nats in {one/no} direction",
+        plain="profiles of modules on female and male names differ by {effect} nats, {alike/unlike} on each seed",
         smallest_effect=0.01,
         unit="nats per letter",
         measure=lambda runs: profile_difference(*_profiles(runs).values()),

@@ -4,7 +4,7 @@ import numpy as np
 
 from minilora.data.base import load_base
 from minilora.experiments import plots
-from minilora.experiments.runs import Runs
+from minilora.experiments.runs import BEST, FINAL, OVERFIT, Runs
 from minilora.experiments.stats import slope
 from minilora.experiments.study import FULL, Contrast, Study, alpha_2r, grid
 from minilora.lora import LoraConfig, init_adapter
@@ -62,11 +62,11 @@ def _underfit(runs: Runs, tuned: bool) -> np.ndarray:
     return small - large
 
 
-def _overfit_slope(runs: Runs, tuned: bool) -> np.ndarray:
+def _overfit_slope(runs: Runs, tuned: bool, metric=OVERFIT, by=None) -> np.ndarray:
+    """How the metric on scarce data grows with log r."""
     scarce = runs.where(**_lora(SCARCE)) if tuned else runs.where(**_lora(SCARCE), learning_rate=SHARED)
     ranks = scarce.values("r")
-    overfit = plots.by(scarce, "r", ranks, lambda run: run.overfit, tuned=tuned)
-    return slope(np.log2(ranks), np.array(overfit))
+    return slope(np.log2(ranks), np.array(plots.by(scarce, "r", ranks, metric, tuned=tuned, chosen_by=by)))
 
 
 def _returns(runs: Runs, tuned: bool) -> np.ndarray:
@@ -104,7 +104,12 @@ CONTRASTS = [
         smallest_effect=0.02,
         unit="nats per doubling of r",
         measure=lambda runs: _overfit_slope(runs, tuned=True),
-        variants={SHARED_RATE: lambda runs: _overfit_slope(runs, tuned=False)},
+        variants={
+            SHARED_RATE: lambda runs: _overfit_slope(runs, tuned=False),
+            "rate tuned on the final loss (added after the run)": lambda runs: _overfit_slope(runs, True, by=FINAL),
+            "final loss, rate tuned on it (added after the run)": lambda runs: _overfit_slope(runs, True, FINAL, FINAL),
+            "best validation loss (added after the run)": lambda runs: _overfit_slope(runs, True, BEST),
+        },
         regime=REGIME + ", 200 names",
     ),
     Contrast(
