@@ -302,8 +302,9 @@ WRONG_DROPOUT = {
     "kept with probability p, divided by 1 - p": lambda mask, rng: (rng.random(mask.shape) < 0.2) / 0.8,
     "divided by p": lambda mask, rng: (mask > 0) / 0.2,
     "p is always one half": lambda mask, rng: (rng.random(mask.shape) < 0.5) / 0.5,
-    "one mask for the batch": lambda mask, rng: np.concatenate([mask[: len(mask) // 3]] * 3) if len(mask) % 3 == 0 else
-    np.concatenate([mask[: len(mask) // 2]] * 2),
+    "one mask for the batch": lambda mask, rng: np.tile(mask[: len(mask) // 2], (2, 1))
+    if len(mask) % 2 == 0  # (B T, d): two sequences, else three
+    else np.tile(mask[: len(mask) // 3], (3, 1)),
     "all inputs of a token or none": lambda mask, rng: np.broadcast_to(mask[..., :1], mask.shape),
 }  # fmt: skip
 
