@@ -64,3 +64,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def a_few(names: list[str], most: int = 8) -> str:
+    """Names for a message, not all of hundreds.
+
+    >>> a_few(["a", "b", "c"], most=2), a_few([])
+    ('a, b and 1 more', 'nothing')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + more

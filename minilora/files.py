@@ -51,13 +51,19 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def from_json(text: str) -> Any:
-    """The value of a JSON text; ValueError if it is not valid, too deep, or has NaN or infinities."""
+    """The value of a JSON text; ValueError if it is not valid, too deep, has NaN, infinities or a key twice."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
 
+    def once(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return found
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({error})") from None
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minilora import ops
+from minilora.checks import a_few
 from minilora.lora_config import LoraConfig, pattern_for
 from minilora.model import Params, linear_paths
 from minilora.trees import fingerprint, leaves, nested
@@ -234,8 +235,7 @@ def check_shapes(name: str, found: Mapping[str, Any], expected: Mapping[str, tup
     """ValueError unless there are exactly the expected arrays, each in its shape."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
-        lacks, has = ", ".join(missing) or "nothing", ", ".join(extra) or "nothing"
-        raise ValueError(f"{name}: lacks {lacks}; has unexpected {has}")
+        raise ValueError(f"{name}: lacks {a_few(missing)}; has unexpected {a_few(extra)}")
     for path, shape in expected.items():
         if found[path].shape != shape:
             raise ValueError(f"{name}: {path}: got shape {found[path].shape}, takes {shape}")

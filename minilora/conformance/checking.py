@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minilora.checks import a_few
 from minilora.conformance import vectors
 from minilora.conformance.interface import Arrays, Implementation, NotOffered, Optimizer, Problem
 from minilora.conformance.ours import Minilora
@@ -171,7 +172,7 @@ def same_names(got: Iterable[str], expected: Iterable[str], what: str) -> None:
     """Failed unless both have the same names."""
     missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     if missing or extra:
-        parts = [f"lacks {_few(missing)}"] * bool(missing) + [f"has {_few(extra)} beside them"] * bool(extra)
+        parts = [f"lacks {a_few(missing, 3)}"] * bool(missing) + [f"has {a_few(extra, 3)} beside them"] * bool(extra)
         raise Failed(f"{what}: " + ", ".join(parts))
 
 
@@ -212,7 +213,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
     return f"{type(value).__name__}"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
