@@ -10,8 +10,9 @@ import numpy as np
 
 from minilora.checks import a_few
 from minilora.conformance import vectors
-from minilora.conformance.interface import Arrays, Implementation, NotOffered, Optimizer, Problem
+from minilora.conformance.interface import Arrays, Implementation, NotOffered, Problem
 from minilora.conformance.ours import Minilora
+from minilora.lora import weight_changes
 
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}  # of a result, relative to the largest number in it (but at least 1)
 OURS = Minilora()
@@ -195,18 +196,7 @@ def refused(action: Callable[[], Any]) -> str | None:
 
 def change_of(problem: Problem) -> dict[str, np.ndarray]:
     """{path.weight: (alpha / r) B A} by minilora."""
-    return {f"{path}.weight": one for path, one in _adapter_changes(problem).items()}
-
-
-def _adapter_changes(problem: Problem) -> dict[str, np.ndarray]:
-    from minilora.lora import weight_changes
-
-    return weight_changes(OURS.build(problem).adapter)
-
-
-def sgd_like(steps: int = 3) -> Optimizer:
-    """AdamW without decay."""
-    return Optimizer(steps=steps, lr_A=0.01, lr_B=0.01)
+    return {f"{path}.weight": one for path, one in weight_changes(OURS.build(problem).adapter).items()}
 
 
 def _kind(value: Any) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from minilora.conformance import vectors
-from minilora.conformance.checking import Check, Subject, change_of, collect, require, same_names, sgd_like
+from minilora.conformance.checking import Check, Subject, change_of, collect, require, same_names
 from minilora.conformance.interface import Optimizer
 
 CHECKS: list[Check] = []
@@ -153,9 +153,7 @@ def the_rate_of_b_counts(subject: Subject) -> None:
     problem = subject.problem()
     for still, rates in (("lora_A", (0.0, 0.01)), ("lora_B", (0.01, 0.0))):
         made = subject.build(problem)
-        subject.it.train(
-            made, subject.tokens, subject.targets, dataclasses.replace(sgd_like(1), lr_A=rates[0], lr_B=rates[1])
-        )
+        subject.it.train(made, subject.tokens, subject.targets, Optimizer(1, *rates))
         for name, one in subject.named("factors", made, like=problem.factors).items():
             same = np.array_equal(one, (problem.factors or {})[name])
             require(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
+from minilora.checks import check_fields
 from minilora.conformance.interface import Implementation, Optimizer, Problem
 from minilora.train import Dataset, Trainable
 from minilora.trees import leaves, nested
@@ -36,9 +37,7 @@ class Minilora(Implementation):
         return Made(base, adapter if problem.factors is None else adapter.with_arrays(problem.factors))
 
     def config(self, problem: Problem) -> ml.LoraConfig:
-        unknown = problem.config.keys() - {field.name for field in dataclasses.fields(ml.LoraConfig)}
-        if unknown:
-            raise ValueError(f"config: unknown field {', '.join(sorted(unknown))}")
+        check_fields(ml.LoraConfig, problem.config, "config")
         return ml.LoraConfig(**problem.config)
 
     def forward(self, made: Made, tokens, training: bool = False):

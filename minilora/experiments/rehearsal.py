@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -32,16 +31,9 @@ def made_up(of: Settings, diverged: bool = False) -> Run:
     )
 
 
-def made_up_runs(
-    study: Study, seeds: Iterable[int], quick: bool = False, diverged: Callable[[Settings], bool] = lambda one: False
-) -> Runs:
-    """The table of a study whose runs were never done."""
-    return Runs([made_up(one, diverged(one)) for one in study.runs(seeds, quick)])
-
-
 def rehearse(study: Study) -> None:
     """Try each contrast on made-up runs of two seeds; StudyError for one that cannot be measured on this grid."""
-    runs = made_up_runs(study, range(2))
+    runs = Runs([made_up(one) for one in study.runs(range(2))])
     for contrast in study.contrasts:
         for label, measure in {"measure": contrast.measure, **contrast.variants}.items():
             try:

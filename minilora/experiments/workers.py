@@ -7,6 +7,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -121,8 +122,6 @@ def _parallel(stacks: Sequence[Stack], jobs: int, begun: list[Stack]) -> Iterato
 
 
 def _first_done(running):
-    from concurrent.futures import FIRST_COMPLETED, wait
-
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     return next((one for one in running if one in done and one.exception() is None), next(iter(done)))
 

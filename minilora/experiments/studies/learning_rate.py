@@ -1,5 +1,7 @@
 """Learning rate: LoRA's best beside full fine-tuning's, and what rates above and below it do (L1, L2)."""
 
+from functools import partial
+
 import numpy as np
 
 from minilora.experiments import plots
@@ -40,23 +42,17 @@ CONTRASTS = [
                   - log10_best_rate(runs.where(method="full"), FINAL_TRAIN)},
         regime=REGIME,
     ),
-    Contrast(
-        claim="L2",
-        prediction=f"at a rate of {RATES[0]:g}, the final training loss is above that at the best rate",
-        plain=f"at {RATES[0]:g} training ends {{effect}} nats {{above/below}} the best rate's",
-        smallest_effect=0.05,
-        unit="nats per letter",
-        measure=lambda runs: _against_best(runs, RATES[0], FINAL_TRAIN),
-        regime=REGIME,
-    ),
-    Contrast(
-        claim="L2",
-        prediction=f"at a rate of {RATES[-1]:g}, the final training loss is above that at the best rate",
-        plain=f"at {RATES[-1]:g} training ends {{effect}} nats {{above/below}} the best rate's",
-        smallest_effect=0.05,
-        unit="nats per letter",
-        measure=lambda runs: _against_best(runs, RATES[-1], FINAL_TRAIN),
-        regime=REGIME,
+    *(
+        Contrast(
+            claim="L2",
+            prediction=f"at a rate of {rate:g}, the final training loss is above that at the best rate",
+            plain=f"at {rate:g} training ends {{effect}} nats {{above/below}} the best rate's",
+            smallest_effect=0.05,
+            unit="nats per letter",
+            measure=partial(_against_best, rate=rate, metric=FINAL_TRAIN),
+            regime=REGIME,
+        )
+        for rate in (RATES[0], RATES[-1])
     ),
     Contrast(
         claim="L2",
