@@ -4,8 +4,12 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+PARTIAL = ".partial"  # ends the names of files that are being written
+ABANDONED = 600.0  # seconds after which one of those is nobody's any more; writing takes milliseconds
 
 
 def replace_file(path: str | os.PathLike, content: bytes | str) -> None:
@@ -13,7 +17,7 @@ def replace_file(path: str | os.PathLike, content: bytes | str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -25,6 +29,14 @@ def replace_file(path: str | os.PathLike, content: bytes | str) -> None:
         with contextlib.suppress(FileNotFoundError):  # moved already
             os.unlink(beside)
         raise
+
+
+def remove_abandoned(folder: str | os.PathLike) -> None:
+    """Remove what a command that was killed while it wrote left beside its targets in a folder."""
+    for path in Path(folder).glob(f".*{PARTIAL}"):
+        with contextlib.suppress(OSError):  # another command removed it, or it cannot be removed
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 def _umask() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from minilora.checks import nearest
 from minilora.experiments.rehearsal import rehearse
 from minilora.experiments.study import N_SEEDS, Settings, Study, StudyError, load_studies
-from minilora.files import check_writable
+from minilora.files import check_writable, remove_abandoned
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -140,19 +140,22 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
 
     from minilora.experiments import report
     from minilora.experiments.ledger import claim_rows, in_order
+    from minilora.experiments.progress import Progress
     from minilora.experiments.store import Store
     from minilora.experiments.workers import RunFailedError, run_all
 
     report.read_claims(out)  # what cannot be added to is better known now
+    for folder in (out, out / "runs"):
+        remove_abandoned(folder)
     jobs = options.jobs or joblib.cpu_count()
     store = Store(out / "runs", options.fresh)
     rows, status = [], DONE  # the contrasts of these studies
-    with Progress(studies, options, store) as progress:
+    todo = {study.name: runs_of(study, options) for study in studies}
+    with cluster_of(options) as cluster, Progress(todo, store, cluster and cluster.n_workers) as progress:
         for study in studies:
-            todo = runs_of(study, options)
             started = time.perf_counter()
             try:
-                results = run_all(todo, store, jobs, progress.starting(study), options.dask)
+                results = run_all(todo[study.name], store, jobs, progress.starting(study), cluster)
             except RunFailedError as error:
                 progress.say(f"{study.name}: {error}; no figure made")
                 status = FAILED
@@ -171,6 +174,15 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
         with one_at_a_time(out):
             report.write_overview(out)
     return status
+
+
+def cluster_of(options: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """The cluster that was asked for, or None for this machine; closed at the end."""
+    if options.dask is None:
+        return contextlib.nullcontext()
+    from minilora.experiments.cluster import Cluster
+
+    return Cluster(options.dask)
 
 
 def one_at_a_time(out: Path):
@@ -199,69 +211,6 @@ def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Pa
     for name, found in comparisons.items():
         print(f"{'same  ' if found.same else 'DIFFERS'} {name}: {found.text}")
     return DONE if all(found.same for found in comparisons.values()) else FAILED
-
-
-class Progress:
-    """One bar for all studies on a terminal; a line a study, and one every half minute, elsewhere."""
-
-    def __init__(self, studies: Sequence[Study], options: argparse.Namespace, store):
-        from tqdm import tqdm
-
-        everything = [one for study in studies for one in runs_of(study, options)]
-        unique = list(dict.fromkeys(everything))
-        missing = [one for one in unique if store.get(one) is None]
-        self.reused = len(unique) - len(missing)
-        self.terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=len(missing), unit="run", file=sys.stderr, disable=not self.terminal, dynamic_ncols=True)
-        self.started, self.last_said = time.perf_counter(), 0.0
-        self.n_done, self.n_failed, self.n_missing = 0, 0, len(missing)
-        self.say(
-            f"{len(unique)} runs in {len(studies)} studies; {self.reused} are stored already, {len(missing)} to do"
-        )
-        for path in store.damaged:
-            self.say(f"warning: {path}: a stored run that could not be read was set aside, and is done again")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.bar.close()
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        self.bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-    def starting(self, study: Study):
-        """Called when a study starts; returns what to call after each of its runs."""
-        self.bar.set_description(study.name)
-        self.n_new = 0
-
-        def done(settings: Settings, failed: bool) -> None:
-            self.n_done += 1
-            self.n_new += 1
-            self.n_failed += failed
-            failures = f"{self.n_failed} failed, " if self.n_failed else ""
-            self.bar.set_postfix_str(failures + settings.label(), refresh=False)
-            self.bar.update()
-            elapsed = time.perf_counter() - self.started
-            if not self.terminal and elapsed - self.last_said > 30:
-                self.last_said = elapsed
-                left = elapsed / self.n_done * (self.n_missing - self.n_done)
-                self.say(
-                    f"{study.name}: {self.n_done} of {self.n_missing} runs done, {failures}about {left:.0f} s left"
-                )
-
-        return done
-
-    def finished(self, study: Study, runs, out: Path, seconds: float) -> None:
-        """Called when a study's files are written."""
-        n_diverged = sum(run.diverged for run in runs)
-        diverged = f", {n_diverged} diverged" if n_diverged else ""
-        self.say(f"{study.name}: {len(runs)} runs{diverged}, {seconds:.0f} s, {out / study.name}.svg")
-        for run in runs:
-            if run.diverged:
-                self.say(f"  diverged at step {run.diverged_at}: {run.settings.label()}")
 
 
 if __name__ == "__main__":

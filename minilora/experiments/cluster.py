@@ -4,7 +4,7 @@ Dask moves the work of a worker that dies to another, and gives up on what kille
 results, which are small; every worker has minilora installed, in the very version that asks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from minilora.experiments import runner, workers
 from minilora.experiments.runner import Stack
@@ -16,52 +16,71 @@ class ClusterError(OSError):
     """The cluster cannot be used; the message says why."""
 
 
-def connect(address: str):
-    """A client of the scheduler there; ClusterError where there is none, ImportError where Dask is not installed."""
-    try:
-        import distributed
-    except ImportError:
-        raise ImportError("--dask needs Dask: pip install 'minilora[cluster]'") from None
-    try:
-        client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise ClusterError(f"--dask: no scheduler answers at {address!r} ({str(error).splitlines()[0]})") from None
-    return client
+class Cluster:
+    """A scheduler and its workers, to be used in a `with`."""
+
+    def __init__(self, address: str):
+        """ClusterError where no scheduler answers or a worker has other code, ImportError without Dask."""
+        try:
+            import distributed
+        except ImportError:
+            raise ImportError("--dask needs Dask: pip install 'minilora[cluster]'") from None
+        try:
+            self.client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            what = str(error).splitlines()[0]
+            raise ClusterError(f"--dask: no scheduler answers at {address!r} ({what})") from None
+        try:
+            check_workers(self.client.run(runner.code_version))
+        except ClusterError:
+            self.client.close()
+            raise
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.client.close()
+
+    def n_workers(self) -> int:
+        """How many workers there are now."""
+        return len(self.client.nthreads())
+
+    def outcomes(self, stacks: Sequence[Stack]) -> Iterator[workers.Outcome]:
+        """The outcome of every run, in the order in which they end."""
+        from distributed import as_completed
+
+        futures: dict = {}
+        try:
+            version = runner.code_version()
+            futures = {self.client.submit(on_worker, stack, version, pure=False): stack for stack in stacks}
+            for future in as_completed(list(futures), loop=self.client.loop):
+                stack = futures.pop(future)
+                if future.status == "finished":
+                    yield from future.result()
+                else:
+                    error = future.exception()
+                    for settings in stack:
+                        yield settings, {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+                future.release()
+        finally:
+            self.client.cancel(list(futures))
 
 
-def check_workers(client) -> None:
-    """ClusterError unless there are workers, and each computes with the code that this process has."""
-    found = client.run(runner.code_version)
-    if not found:
-        client.close()
+def on_worker(stack: Stack, version: str) -> list[workers.Outcome]:
+    """The outcomes of a stack; ClusterError on a worker with other code, which may have come after the others."""
+    if runner.code_version() != version:
+        raise ClusterError("a worker has another version of minilora, NumPy or the processor's kernels")
+    return workers.in_worker(stack)
+
+
+def check_workers(versions: Mapping[str, str]) -> None:
+    """ClusterError unless there are workers, and each has the code that this process has; {address: code version}."""
+    if not versions:
         raise ClusterError("--dask: the scheduler has no workers")
-    others = [worker for worker, version in found.items() if version != runner.code_version()]
+    others = [worker for worker, version in versions.items() if version != runner.code_version()]
     if others:
-        client.close()
         raise ClusterError(
             f"--dask: {', '.join(others)}: has another version of minilora, NumPy or the processor's kernels than this "
             "machine, so that its results would be others"
         )
-
-
-def outcomes(stacks: Sequence[Stack], address: str) -> Iterator[workers.Outcome]:
-    """The outcome of every run, in the order in which they end."""
-    client = connect(address)
-    from distributed import as_completed
-
-    check_workers(client)
-    futures: dict = {}
-    try:
-        futures = {client.submit(workers.in_worker, stack, pure=False): stack for stack in stacks}
-        for future in as_completed(list(futures), loop=client.loop):
-            stack = futures.pop(future)
-            if future.status == "finished":
-                yield from future.result()
-            else:
-                error = future.exception()
-                for settings in stack:
-                    yield settings, {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-            future.release()
-    finally:
-        client.cancel(list(futures))
-        client.close()

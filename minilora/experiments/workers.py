@@ -9,13 +9,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minilora.conditions import one_blas_thread
 from minilora.experiments import runner
 from minilora.experiments.runner import Stack
 from minilora.experiments.store import Store
 from minilora.experiments.study import Settings
+
+if TYPE_CHECKING:
+    from minilora.experiments.cluster import Cluster
 
 Outcome = tuple[Settings, dict[str, Any]]  # a result, or {"error": what went wrong}
 ONE_AT_A_TIME = threading.Lock()  # autograd's tape is one for all threads, and a Dask worker may have several
@@ -31,11 +34,11 @@ def run_all(
     store: Store,
     jobs: int,
     done: Callable[[Settings, bool], None] = lambda settings, failed: None,
-    cluster: str | None = None,
+    cluster: "Cluster | None" = None,
 ) -> dict[Settings, dict[str, Any]]:
     """{settings: result} for every run, from the store where it is there, else done now and stored at once.
 
-    Results do not depend on `jobs`, on `cluster` (the address of a Dask scheduler) or on what was stored: each run
+    Results do not depend on `jobs`, on `cluster` (which does them instead) or on what was stored: each run
     seeds itself, has one BLAS thread and its own sums.
     """
     todo = list(todo)
@@ -54,12 +57,10 @@ def run_all(
     return {settings: results[settings] for settings in todo}
 
 
-def outcomes(stacks: Sequence[Stack], jobs: int, cluster: str | None) -> Iterator[Outcome]:
+def outcomes(stacks: Sequence[Stack], jobs: int, cluster: "Cluster | None") -> Iterator[Outcome]:
     """The outcome of every run, in the order in which they end."""
     if cluster is not None:
-        from minilora.experiments import cluster as dask
-
-        yield from dask.outcomes(stacks, cluster)
+        yield from cluster.outcomes(stacks)
     elif jobs == 1 or len(stacks) < 2:
         yield from itertools.chain.from_iterable(map(guarded, stacks))
     else:

@@ -17,7 +17,7 @@ from minilora.experiments.workers import RunFailedError, run_all
 
 from . import commands, tiny
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 WORKER = [
     "-m",
     "distributed.cli.dask_worker",
@@ -50,7 +50,7 @@ def dask(tmp_path):
                 address = json.loads(file.read_text())["address"]
         workers = [_start(*WORKER, address, "--local-directory", tmp_path / f"w{i}", cwd=tmp_path) for i in range(2)]
         processes += workers
-        with contextlib.closing(cluster.connect(address)) as client:
+        with distributed.Client(address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
         yield address, workers
     finally:
@@ -69,7 +69,10 @@ def test_a_cluster_gives_the_same_bits_and_a_dead_worker_costs_nothing(dask, tmp
         if len(told) == 2:
             os.kill(processes[0].pid, signal.SIGKILL)
 
-    found = run_all(todo, Store(tmp_path / "cluster"), 2, done, address)
+    with cluster.Cluster(address) as both:
+        assert both.n_workers() == 2
+        found = run_all(todo, Store(tmp_path / "cluster"), 2, done, both)
+        assert both.n_workers() == 1
     assert found == expected
     assert sorted(told, key=todo.index) == todo, "each once"
     local, far = (
@@ -82,27 +85,30 @@ def test_a_run_that_raises_is_reported_and_the_others_are_stored(dask, tmp_path)
     address, _ = dask
     bad = tiny.settings(target_modules="no_such_module", seed=5)
     store = Store(tmp_path / "runs")
-    with pytest.raises(RunFailedError, match=r"1 of 2 runs failed.*no_such_module"):
-        run_all([tiny.settings(), bad], store, 1, cluster=address)
+    with (
+        cluster.Cluster(address) as workers,
+        pytest.raises(RunFailedError, match=r"1 of 2 runs failed.*no_such_module"),
+    ):
+        run_all([tiny.settings(), bad], store, 1, cluster=workers)
     assert store.get(tiny.settings()) is not None
 
 
-def test_workers_with_other_code_are_refused(dask, tmp_path, monkeypatch):
+def test_workers_with_other_code_are_refused():
+    own = runner.code_version()
+    cluster.check_workers({"tcp://here": own})
+    with pytest.raises(cluster.ClusterError, match="tcp://there: has another version of minilora"):
+        cluster.check_workers({"tcp://here": own, "tcp://there": "another"})
+    with pytest.raises(cluster.ClusterError, match="no workers"):
+        cluster.check_workers({})
+
+
+def test_a_worker_that_came_later_with_other_code_does_nothing(dask, tmp_path, monkeypatch):
     address, _ = dask
-    with contextlib.closing(cluster.connect(address)) as client:
-        cluster.check_workers(client)
-        own = runner.code_version
-
-        class Client:
-            def run(self, function):
-                return {"tcp://there": "another"}
-
-            def close(self):
-                pass
-
-        assert own()
-        with pytest.raises(cluster.ClusterError, match="tcp://there: has another version of minilora"):
-            cluster.check_workers(Client())
+    store = Store(tmp_path)
+    with cluster.Cluster(address) as workers:
+        monkeypatch.setattr(runner, "code_version", lambda: "changed meanwhile")  # here, so the workers have another
+        with pytest.raises(RunFailedError, match="a worker has another version of minilora"):
+            run_all([tiny.settings()], store, 1, cluster=workers)
 
 
 def test_the_command_takes_the_address(dask, tmp_path, monkeypatch, capsys):
@@ -111,6 +117,7 @@ def test_the_command_takes_the_address(dask, tmp_path, monkeypatch, capsys):
     assert command.main(["tiny", "--seeds", "2", "--out", str(tmp_path / "far"), "--dask", address]) == 0
     assert command.main(["tiny", "--seeds", "2", "--out", str(tmp_path / "near"), "--jobs", "1"]) == 0
     assert commands.products(tmp_path / "far") == commands.products(tmp_path / "near")
+    assert "4 to do, on 2 workers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense"])

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -179,6 +180,49 @@ def test_a_disk_that_is_full_ends_with_one_line_and_spoils_nothing(tmp_path, und
     assert not [path for path in out.rglob(".*") if path.is_file()], "no half-written files"
     assert commands.whole(*ARGUMENTS, "--out", out).returncode == 0
     assert commands.products(out) == commands.products(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB, where the system lets one be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode
+    ):
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_with_no_room_left(small_disk, undisturbed):
+    out = small_disk / "out"
+    done = commands.whole(*ARGUMENTS, "--out", out)
+    assert done.returncode == 1
+    assert len(done.err.splitlines()) == 1, done.err
+    assert "No space left on device" in done.err
+    kept = commands.stored(out)
+    assert kept, "there was room for some"
+    assert all(commands.stored(undisturbed)[name] == content for name, content in kept.items())
+    assert not list(small_disk.rglob(".*.partial"))
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    again = commands.whole(*ARGUMENTS, "--out", out)
+    assert again.returncode == 0
+    assert f"{len(kept)} are stored already" in again.out
+    assert commands.products(out) == commands.products(undisturbed)
+
+
+def test_what_a_killed_command_was_writing_goes_with_the_next_but_for_what_is_young(tmp_path):
+    out = tmp_path / "out"
+    (out / "runs").mkdir(parents=True)
+    young, old, others = (out / "runs" / name for name in (".a.json.x.partial", ".b.json.y.partial", ".hidden"))
+    for path in (young, old, others):
+        path.write_text("half")
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    assert commands.whole("tiny", "--seeds", "2", "--jobs", "1", "--out", out).returncode == 0
+    assert (young.exists(), old.exists(), others.exists()) == (True, False, True)
 
 
 def test_a_changed_formula_reuses_nothing(tmp_path, monkeypatch):
