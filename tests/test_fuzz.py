@@ -5,6 +5,7 @@
 
 import json
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from minilora.files import from_json
 SMALL = ml.ModelConfig(vocab_size=5, context_length=4, d_model=4, n_heads=2, n_layers=2, d_ff=6)
 FIGURES = Path(__file__).parents[1] / "figures" / "quick"
 SECONDS = 5.0  # that one file may take; it takes a thousandth of that
+MEMORY = 200_000  # kB by which the process may grow, whatever sizes a header claims; it grows by a few thousand
 
 
 def model_folder(folder: Path) -> None:
@@ -112,6 +114,7 @@ def fuzz(name: str, n: int, seed: int) -> dict[str, int]:
         make(folder)
         sound = {path: path.read_bytes() for path in folder.iterdir()}
         load(folder)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for _ in range(n):
             path = rng.choice(list(sound))
             path.write_bytes(mutated(sound[path], rng))
@@ -126,6 +129,7 @@ def fuzz(name: str, n: int, seed: int) -> dict[str, int]:
             assert 0 < len(said) < 2000, f"one clear message, not {said[:300]}"
             assert time.monotonic() - begin < SECONDS
             path.write_bytes(sound[path])
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MEMORY
         assert {path.name for path in Path(parent).iterdir()} == {"folder"}, "nothing was written elsewhere"
     return found
 

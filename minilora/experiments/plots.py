@@ -1,7 +1,9 @@
 """The visual language of the figures: one meaning per colour, lines labelled at their ends, byte-identical SVG."""
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import matplotlib as mpl
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 
 from minilora.experiments.runs import BEST, FINAL, FINAL_TRAIN, Metric, MissingRunsError, Run, Runs
 from minilora.experiments.stats import estimate
+from minilora.files import replace_file
 
 # Okabe and Ito, "Color Universal Design" (2008)
 TRAIN, VALIDATION, FULL, BASE = "#0072B2", "#D55E00", "#009E73", "#555555"
@@ -53,6 +56,23 @@ def to_svg(draw: Callable[..., Figure], *arguments) -> str:
             _place_labels(ax)
         FigureCanvasSVG(made).print_svg(text, metadata={"Date": None, "Creator": "minilora"})
     return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A drawing that was written to a file, which notebooks show."""
+
+    svg: str
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+
+def save(draw: Callable[..., Figure], path: str | os.PathLike, *arguments) -> Saved:
+    """Write what `draw(*arguments)` draws as SVG."""
+    svg = to_svg(draw, *arguments)
+    replace_file(path, svg)
+    return Saved(svg)
 
 
 def line(

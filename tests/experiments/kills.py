@@ -75,7 +75,11 @@ def campaign(n: int, root: Path, rng: random.Random) -> Counter:
             if not killed_once(out, rng, table):
                 break
         last = commands.whole(*ARGUMENTS, "--out", out)
-        table["any", "wrong results"] += last.returncode != 0 or commands.products(out) != expected
+        wrong = last.returncode != 0 or commands.products(out) != expected
+        if wrong:
+            differing = sorted(name for name, _ in set(commands.products(out).items()) ^ set(expected.items()))
+            print(f"exit status {last.returncode}, {last.err.strip()}, differing: {differing}", file=sys.stderr)
+        table["any", "wrong results"] += wrong
         table["any", "folders compared"] += 1
         shutil.rmtree(out)
     return table

@@ -1,0 +1,249 @@
+"""`python tutorials/book.py` runs every chapter and makes notebooks and an HTML book of them, in `tutorials/_build`.
+
+A chapter is a Jupytext MyST notebook: text with code cells in it. In a cell, the lines that begin with `#>` are what
+it prints; whatever differs from that, raises, or takes too long is reported with chapter, cell and line. A cell
+tagged `raises-exception` has to end in an AssertionError, whose message is quoted too: it is for the reader to mend.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SECONDS = 120.0  # that a chapter may take, and so any cell
+QUOTE = "#>"
+TITLE = "minilora: LoRA from scratch"
+
+
+def chapters() -> list[Path]:
+    """The chapters in reading order."""
+    return sorted(HERE.glob("[0-9][0-9]_*.md"))
+
+
+def read(path: Path):
+    """A chapter as a notebook; each code cell knows its number and its first line in the file."""
+    import jupytext
+
+    text = path.read_text(encoding="utf-8")
+    notebook = jupytext.reads(text, fmt="md:myst")
+    lines = [i + 1 for i, line in enumerate(text.split("\n"), 1) if line.startswith("```{code-cell}")]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, (cell, line) in enumerate(zip(cells, lines, strict=True), 1):
+        cell.metadata["where"] = f"{path.name}, cell {number} (line {line})"
+    return notebook
+
+
+def run(notebook, folder: Path, seconds: float = SECONDS) -> float:
+    """Run the cells in a fresh kernel in that folder; outputs go into the notebook. The seconds it took.
+
+    A cell that runs longer is interrupted, which leaves an error in its outputs.
+    """
+    from nbclient import NotebookClient
+
+    client = NotebookClient(
+        notebook, timeout=max(1, round(seconds)), interrupt_on_timeout=True, allow_errors=True, kernel_name="python3",
+        extra_arguments=["--log-level=40"],
+        resources={"metadata": {"path": str(folder)}},
+    )  # fmt: skip
+    begin = time.perf_counter()
+    client.execute()
+    return time.perf_counter() - begin
+
+
+def problems(notebook) -> Iterator[str]:
+    """What is wrong with a notebook that was run, each with chapter and cell."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            for problem in cell_problems(cell):
+                yield f"{cell.metadata['where']}: {problem}"
+
+
+def cell_problems(cell) -> Iterator[str]:
+    """What a cell prints, raises or warns of that its text does not say."""
+    errors = [one for one in cell.outputs if one.output_type == "error"]
+    to_mend = "raises-exception" in cell.metadata.get("tags", [])
+    for error in errors:
+        if error.ename == "KeyboardInterrupt":
+            yield "takes over its time"
+        elif not to_mend or error.ename != "AssertionError":
+            yield f"raises {error.ename}: {error.evalue}"
+    if to_mend and not errors:
+        yield "raises nothing, but is tagged as a cell to mend"
+    warned = "".join(one.text for one in cell.outputs if one.get("name") == "stderr")
+    if warned:
+        yield f"writes to stderr: {warned.strip()}"
+    printed, quoted = printed_by(cell), quoted_in(cell)
+    if printed != quoted:
+        yield f"prints {printed}, the text quotes {quoted}"
+
+
+def printed_by(cell) -> list[str]:
+    """The lines that a cell printed, and the message of the AssertionError that it ended in."""
+    lines = "".join(one.text for one in cell.outputs if one.get("name") == "stdout").splitlines()
+    return lines + [f"AssertionError: {one.evalue}" for one in cell.outputs if one.get("ename") == "AssertionError"]
+
+
+def quoted_in(cell) -> list[str]:
+    """The lines that a cell says it prints."""
+    lines = [line.strip() for line in cell.source.split("\n")]
+    return [line.removeprefix(QUOTE).removeprefix(" ") for line in lines if line.startswith(QUOTE)]
+
+
+def finished(notebook):
+    """The notebook for readers: without what is there for code hosts, quoted outputs and a drawn figure's copy."""
+    shown = re.compile(r"^!\[[^\]]*\]\(figures/[0-9][^)]*\)\n?", re.M)
+    for cell in notebook.cells:
+        cell.metadata.pop("where", None)
+        if cell.cell_type == "markdown":
+            cell.source = shown.sub("", cell.source)
+        else:
+            cell.source = re.sub(rf"^ *{QUOTE}.*\n?", "", cell.source, flags=re.M).rstrip("\n")
+    return notebook
+
+
+def moved(text: str, folder: Path) -> str:
+    """Markdown of this folder for a book in another: links to chapters are to notebooks, others lead back to here.
+
+    The ledger is a page of the book; other texts out of the folder are files to be opened, for which MyST has `path:`.
+    """
+    back = Path(os.path.relpath(ROOT, folder)).as_posix()
+    text = text.replace("](README.md", "](index.md").replace("](../figures/CLAIMS.md", "](ledger.md")
+    text = re.sub(r"\]\((\d\d_\w+)\.md", r"](\1.ipynb", text)
+    text = re.sub(r"\]\(\.\./([^)]*\.md)", rf"](path:{back}/\1", text)
+    return text.replace("](../", f"]({back}/")
+
+
+def make_notebooks(out: Path, wanted: Sequence[Path]) -> list[str]:
+    """Run the chapters and write them as notebooks; what is wrong with them."""
+    import jupytext
+    from tqdm import tqdm
+
+    out.mkdir(parents=True, exist_ok=True)
+    found: list[str] = []
+    for path in (bar := tqdm(wanted, unit="chapter")):
+        bar.set_postfix_str(path.stem)
+        notebook = read(path)
+        seconds = run(notebook, out)
+        found += problems(notebook)
+        if seconds > SECONDS:
+            found.append(f"{path.name}: took {seconds:.0f} s, may take {SECONDS:.0f}")
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = moved(cell.source, out)
+        jupytext.write(finished(notebook), out / f"{path.stem}.ipynb")
+    return found
+
+
+def make_book(notebooks: Path, out: Path) -> None:
+    """The HTML book of the notebooks, which opens from a file; warnings, as for a broken link, are errors."""
+    pages = "\n".join([*(path.stem for path in chapters()), "ledger"])
+    index = moved((HERE / "README.md").read_text(encoding="utf-8"), notebooks)
+    contents = f"\n```{{toctree}}\n:hidden:\n:caption: Chapters\n\n{pages}\n```\n"
+    (notebooks / "index.md").write_text(index + contents, encoding="utf-8")
+    ledger = (ROOT / "figures" / "CLAIMS.md").read_text(encoding="utf-8")
+    ledger = re.sub(r"\]\((\w+\.svg)\)", r"](../figures/\1)", ledger)
+    (notebooks / "ledger.md").write_text(moved(ledger, notebooks), encoding="utf-8")
+    for name in ("conf.py", "book.css"):
+        shutil.copy(HERE / name, notebooks)
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", notebooks, out], check=True
+    )
+
+
+# --- what the text of a chapter has to have ---
+
+
+def numbers(text: str) -> set[str]:
+    """The numbers in a text as they are written: decimals, thousands, and integers of at least 10 but for years."""
+    found = re.findall(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])", text)
+    return {one for one in (one.rstrip(",") for one in found) if not re.fullmatch(r"\d|19\d\d|20\d\d", one)}
+
+
+def prose(source: str) -> str:
+    """Markdown without code, formulas, targets of links, comments and list numbers."""
+    for pattern in (r"```.*?```", r"\$\$.*?\$\$", r"`[^`\n]*`", r"\$[^$\n]*\$", r"<!--.*?-->", r"arXiv [\d.]+"):
+        source = re.sub(pattern, " ", source, flags=re.S)
+    source = re.sub(r"\]\([^)]*\)", "]", source)
+    return re.sub(r"^\d+\. ", "", source, flags=re.M)
+
+
+def unbacked(notebook, ledger: dict[str, set[str]]) -> list[str]:
+    """Numbers in the prose that no cell of the chapter has, nor the ledger for a claim that the paragraph names."""
+    in_cells = set().union(*(numbers(cell.source) for cell in notebook.cells if cell.cell_type == "code"))
+    found = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for paragraph in prose(cell.source).split("\n\n"):
+                claims = re.findall(r"\b[A-Z]\d\b", paragraph)
+                backed = in_cells.union(*(ledger.get(claim, set()) for claim in claims))
+                found += sorted(one for one in numbers(paragraph) if one not in backed)
+    return found
+
+
+def ledger_numbers() -> dict[str, set[str]]:
+    """{claim: every number that the committed ledger says of it}."""
+    rows = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    lines = (ROOT / "figures" / "CLAIMS.md").read_text(encoding="utf-8").split("\n")
+    return {
+        row["id"]: set().union(
+            *(numbers(line.replace("|", " ")) for line in lines if line.startswith(f"| {row['id']} "))
+        )
+        for row in rows
+    }
+
+
+def words(path: Path) -> int:
+    """Words of a chapter's text, without code and formulas."""
+    return len(re.findall(r"[\w'-]+", prose(path.read_text(encoding="utf-8").split("---\n", 2)[2])))
+
+
+def minutes(path: Path) -> int:
+    """Reading time: 150 words a minute, and a minute for each cell that is not a solution."""
+    return round(
+        words(path) / 150 + path.read_text(encoding="utf-8").split("\n## Solutions")[0].count("```{code-cell}")
+    )
+
+
+def question(path: Path) -> str:
+    """The question that a chapter opens with."""
+    (asked,) = re.findall(r"^\*\*Question\.\*\* (.*?)\n\n", path.read_text(encoding="utf-8"), re.M | re.S)
+    return asked.replace("\n", " ")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the notebooks and the book; 1 if a chapter is wrong."""
+    options = argparse.ArgumentParser(description="Run the chapters and make notebooks and an HTML book of them.")
+    options.add_argument(
+        "chapters", nargs="*", metavar="CHAPTER", help="numbers of chapters to run alone, no book made"
+    )
+    options.add_argument("--out", type=Path, default=HERE / "_build", metavar="DIR")
+    given = options.parse_args(arguments)
+    wanted = [path for path in chapters() if not given.chapters or path.name[:2] in given.chapters]
+    notebooks, html = given.out / "notebooks", given.out / "html"
+    try:
+        found = make_notebooks(notebooks, wanted)
+        for problem in found:
+            print(problem, file=sys.stderr)
+        if not given.chapters:
+            make_book(notebooks, html)
+            print(f"notebooks: {notebooks}\nbook: {html / 'index.html'}")
+    except ImportError as error:
+        print(f"error: {error}: pip install -e '.[tutorials]'", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError:
+        print("error: Sphinx found what is wrong with the book, see above", file=sys.stderr)
+        return 1
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
