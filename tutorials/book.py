@@ -173,7 +173,7 @@ def prose(source: str) -> str:
     for pattern in (r"```.*?```", r"\$\$.*?\$\$", r"`[^`\n]*`", r"\$[^$\n]*\$", r"<!--.*?-->", r"arXiv [\d.]+"):
         source = re.sub(pattern, " ", source, flags=re.S)
     source = re.sub(r"\]\([^)]*\)", "]", source)
-    return re.sub(r"^\d+\. ", "", source, flags=re.M)
+    return re.sub(r"^(# )?\d+\. ", "", source, flags=re.M)
 
 
 def unbacked(notebook, ledger: dict[str, set[str]]) -> list[str]:

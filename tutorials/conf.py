@@ -8,6 +8,7 @@ extensions = ["myst_nb"]
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # they were run already
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # no chapter shows a widget, and scripts would come from the network
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
