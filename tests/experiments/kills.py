@@ -38,9 +38,9 @@ def kill(process: subprocess.Popen, kind: str, rng: random.Random) -> str:
     else:
         os.killpg(process.pid, signal.SIGKILL)
         kind = KINDS[0]
+    process.wait()
+    commands.kill_all(process)  # workers without a command end by themselves, but only after some idle seconds
     process.communicate()
-    commands.wait_until(lambda: not commands.alive(process.pid), 15)  # workers end when their command is gone
-    commands.kill_all(process)
     return kind
 
 
