@@ -12,6 +12,7 @@ from minilora.experiments.store import Store
 from minilora.experiments.study import Settings, Study
 
 LINE_EVERY = 30.0  # seconds between lines where output is not a terminal
+AT_ONCE = 0.2  # seconds within which runs count as done together, as those of a stack are
 ASK_EVERY = 1.0  # seconds between questions to a cluster for its workers
 
 
@@ -66,14 +67,15 @@ class Progress:
         missing = {one for one in unique if store.get(one) is None}
         self.costs = costs(studies, missing)
         self.n_missing, self.n_workers = len(missing), n_workers
-        self.n_done, self.n_new, self.n_failed, self.cost_done = 0, 0, 0, 0.0
+        self.n_done, self.n_new, self.n_failed = 0, 0, 0
+        self.cost_done, self.cost_before = 0.0, 0.0  # of all runs that are done, and of those done first
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=len(missing), unit="run", file=sys.stderr, disable=not self.terminal, dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} runs, {elapsed}{postfix}",
         )  # fmt: skip
-        self.started = time.perf_counter()
-        self.last_said, self.last_asked, self.workers = self.started, float("-inf"), ""
+        self.since = 0.0  # when the first runs were done
+        self.last_said, self.last_asked, self.workers = time.perf_counter(), float("-inf"), ""
         self.say(
             f"{len(unique)} runs in {len(studies)} {'study' if len(studies) == 1 else 'studies'}; "
             f"{len(unique) - len(missing)} are stored already, {len(missing)} to do{self._on_workers()}"
@@ -92,11 +94,15 @@ class Progress:
         self.bar.write(text, file=sys.stdout)
         sys.stdout.flush()
 
-    def seconds_left(self) -> float:
-        """The time that the rest will take if it goes on as it went, by cost; nothing is known before the first run."""
-        elapsed = time.perf_counter() - self.started
-        left = sum(self.costs.values()) - self.cost_done
-        return elapsed / self.cost_done * left if self.cost_done else float("nan")
+    def seconds_left(self) -> float | None:
+        """The time that the rest will take if it goes on as it went, by cost; None where nothing is known yet.
+
+        Measured from when the first runs were done, as starting the processes takes seconds too and happens once.
+        """
+        measured = self.cost_done - self.cost_before
+        if measured <= 0:
+            return None
+        return (time.perf_counter() - self.since) / measured * (sum(self.costs.values()) - self.cost_done)
 
     def starting(self, study: Study) -> Callable[[Settings, bool], None]:
         """Called when a study starts; returns what to call after each of its runs."""
@@ -104,15 +110,22 @@ class Progress:
         self.n_new = 0
 
         def done(settings: Settings, failed: bool) -> None:
+            now = time.perf_counter()
             self.n_done, self.n_new, self.n_failed = self.n_done + 1, self.n_new + 1, self.n_failed + failed
             self.cost_done += self.costs.get(settings, 0.0)
-            state = f"about {duration(self.seconds_left())} left"
+            if self.n_done == 1:
+                self.since = now
+            if now - self.since < AT_ONCE:
+                self.cost_before = self.cost_done
+            left = self.seconds_left()
+            state = "" if left is None else f", about {duration(left)} left"
             state += f", {self.n_failed} failed" if self.n_failed else ""
-            self.bar.set_postfix_str(f"{state}{self._on_workers()}; {settings.label()}", refresh=False)
+            state += self._on_workers()
+            self.bar.set_postfix_str(f"{state[2:]}; {settings.label()}", refresh=False)
             self.bar.update()
-            if not self.terminal and time.perf_counter() - self.last_said > LINE_EVERY:
-                self.last_said = time.perf_counter()
-                self.say(f"{study.name}: {self.n_done} of {self.n_missing} runs done, {state}{self._on_workers()}")
+            if not self.terminal and now - self.last_said > LINE_EVERY:
+                self.last_said = now
+                self.say(f"{study.name}: {self.n_done} of {self.n_missing} runs done{state}")
 
         return done
 

@@ -24,8 +24,9 @@ def main(arguments: list[str]) -> int:
 
         def told(settings, failed):
             done(settings, failed)
-            if not said or time.perf_counter() - said[-1][0] > 1.0:
-                said.append((time.perf_counter(), self.seconds_left()))
+            left = self.seconds_left()
+            if left is not None and (not said or time.perf_counter() - said[-1][0] > 1.0):
+                said.append((time.perf_counter(), left))
 
         return told
 

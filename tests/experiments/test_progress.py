@@ -51,11 +51,14 @@ def test_more_steps_names_or_blocks_cost_more():
 
 
 def test_time_left_goes_by_cost_not_by_number_of_runs(tmp_path, clock, capsys):
-    slow, quick = tiny.settings(steps=4000), [tiny.settings(seed=seed) for seed in range(1, 9)]
-    with Progress({"tiny": [slow, *quick]}, Store(tmp_path)) as shown:
+    first, slow, quick = tiny.settings(), tiny.settings(steps=4000), [tiny.settings(seed=seed) for seed in range(1, 9)]
+    with Progress({"tiny": [first, slow, *quick]}, Store(tmp_path)) as shown:
         done = shown.starting(tiny.STUDIES["tiny"])
-        assert shown.seconds_left() != shown.seconds_left(), "not known before the first run"
-        clock.now = 10.0
+        assert shown.seconds_left() is None
+        clock.now = 5.0  # starting the processes
+        done(first, False)
+        assert shown.seconds_left() is None, "nothing is known before the second run"
+        clock.now = 15.0
         done(slow, False)
         rest = sum(cost([one]) for one in quick) / cost([slow])
         assert shown.seconds_left() == pytest.approx(10 * rest)
@@ -65,31 +68,32 @@ def test_time_left_goes_by_cost_not_by_number_of_runs(tmp_path, clock, capsys):
 
 
 def test_lines_where_there_is_no_terminal(tmp_path, clock, capsys):
-    n = iter([2, 2, 1])
-    todo = [tiny.settings(seed=seed) for seed in range(4)]
+    n = iter([2, 2, 1, 1])
+    todo = [tiny.settings(seed=seed) for seed in range(5)]
     store = Store(tmp_path)
     run_all(todo[:1], store, 1)
     with Progress({"tiny": todo}, store, lambda: next(n)) as shown:
         done = shown.starting(tiny.STUDIES["tiny"])
-        clock.now = 20.0
-        done(todo[1], False)  # too soon for another line
-        clock.now = 40.0
-        done(todo[2], True)
+        for now, settings, failed in ((10.0, todo[1], False), (40.0, todo[2], True), (60.0, todo[3], False)):
+            clock.now = now  # 20 seconds after a line is too soon for another
+            done(settings, failed)
     assert capsys.readouterr().out.splitlines() == [
-        "4 runs in 1 study; 1 are stored already, 3 to do, on 2 workers",
-        "tiny: 2 of 3 runs done, about 20 s left, 1 failed, on 1 worker",
+        "5 runs in 1 study; 1 are stored already, 4 to do, on 2 workers",
+        "tiny: 2 of 4 runs done, about 1 min 0 s left, 1 failed, on 1 worker",
     ]
 
 
 def test_a_bar_where_there_is_one(tmp_path, clock, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    todo = [tiny.settings(seed=seed) for seed in range(2)]
+    todo = [tiny.settings(seed=seed) for seed in range(3)]
     with Progress({"tiny": todo}, Store(tmp_path)) as shown:
         done = shown.starting(tiny.STUDIES["tiny"])
-        clock.now = 60.0
-        done(todo[0], True)
+        clock.now = 10.0
+        done(todo[0], False)
+        clock.now = 70.0
+        done(todo[1], True)
         shown.bar.refresh()
     bar = capsys.readouterr().err.split("\r")[-1].strip()
     assert bar.startswith("tiny")
-    assert "1 of 2 runs" in bar
+    assert "2 of 3 runs" in bar
     assert "about 1 min 0 s left, 1 failed" in bar
