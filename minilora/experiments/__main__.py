@@ -160,6 +160,7 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
                 progress.say(f"{study.name}: {error}; no figure made")
                 status = FAILED
                 continue
+            progress.writing(study)
             runs, samples = report.table(results), report.samples_of(study, results)
             seconds = time.perf_counter() - started
             with one_at_a_time(out):

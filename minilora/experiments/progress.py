@@ -135,6 +135,10 @@ class Progress:
             self.workers = f", on {n} {'worker' if n == 1 else 'workers'}"
         return self.workers
 
+    def writing(self, study: Study) -> None:
+        """Called when a study's runs are done and its files are made, which may take seconds."""
+        self.bar.set_description(f"{study.name}, drawing")
+
     def finished(self, study: Study, runs: Runs, out: Path, seconds: float) -> None:
         """Called when a study's files are written."""
         n_diverged = sum(run.diverged for run in runs)
