@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
     """A time as one would say it.
 
     >>> duration(42.4), duration(125), duration(4000)
-    ('42 s', '2 min 5 s', '1 h 7 min')
+    ('42 s', '2 min 5 s', '1 h 6 min')
     """
     whole = round(seconds)
     if whole < 60:
