@@ -157,12 +157,13 @@ def make_notebooks(out: Path, wanted: Sequence[Path]) -> list[str]:
 
     out.mkdir(parents=True, exist_ok=True)
     found: list[str] = []
-    exact = same_machine()
+    exact, ledger = same_machine(), ledger_numbers()
     for path in (bar := tqdm(wanted, unit="chapter")):
         bar.set_postfix_str(path.stem)
         notebook = read(path)
         seconds = run(notebook, out)
         found += problems(notebook, exact)
+        found += [f"{path.name}: the prose has {one}, and no cell has" for one in unbacked(notebook, ledger)]
         if seconds > SECONDS:
             found.append(f"{path.name}: took {seconds:.0f} s, may take {SECONDS:.0f}")
         for cell in notebook.cells:
