@@ -250,6 +250,16 @@ def question(path: Path) -> str:
     return asked.replace("\n", " ")
 
 
+def with_map(index: str) -> str:
+    """The index with its map filled in."""
+    lines = ["| chapter | reading time | the question |", "| --- | --- | --- |"]
+    for path in chapters():
+        (title,) = re.findall(r"^# (.*)$", path.read_text(encoding="utf-8").split("\n```")[0], re.M)
+        lines.append(f"| [{title}]({path.name}) | {minutes(path)} min | {question(path)} |")
+    before, _, rest = index.partition("<!-- map -->")
+    return before + "<!-- map -->\n" + "\n".join(lines) + "\n<!-- /map -->" + rest.partition("<!-- /map -->")[2]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the notebooks and the book; 1 if a chapter is wrong."""
     options = argparse.ArgumentParser(description="Run the chapters and make notebooks and an HTML book of them.")
@@ -257,7 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "chapters", nargs="*", metavar="CHAPTER", help="numbers of chapters to run alone, no book made"
     )
     options.add_argument("--out", type=Path, default=HERE / "_build", metavar="DIR")
+    options.add_argument("--map", action="store_true", help="fill in the map of the index and stop")
     given = options.parse_args(arguments)
+    if given.map:
+        index = HERE / "README.md"
+        index.write_text(with_map(index.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     wanted = [path for path in chapters() if not given.chapters or path.name[:2] in given.chapters]
     notebooks, html = given.out / "notebooks", given.out / "html"
     try:
