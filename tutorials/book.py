@@ -29,7 +29,7 @@ def chapters() -> list[Path]:
 
 
 def read(path: Path):
-    """A chapter as a notebook; each code cell knows its number and its first line in the file."""
+    """A chapter as a notebook; each code cell knows its number, its first line in the file, and what it has to print."""
     import jupytext
 
     text = path.read_text(encoding="utf-8")
@@ -38,7 +38,15 @@ def read(path: Path):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, (cell, line) in enumerate(zip(cells, lines, strict=True), 1):
         cell.metadata["where"] = f"{path.name}, cell {number} (line {line})"
+        cell.source, cell.metadata["quoted"] = without_quotes(cell.source)
     return notebook
+
+
+def without_quotes(source: str) -> tuple[str, list[str]]:
+    """The code of a cell, and the lines that it says it prints."""
+    lines = [(line, line.strip()) for line in source.split("\n")]
+    quoted = [bare.removeprefix(QUOTE).removeprefix(" ") for _, bare in lines if bare.startswith(QUOTE)]
+    return "\n".join(line for line, bare in lines if not bare.startswith(QUOTE)).rstrip("\n"), quoted
 
 
 def run(notebook, folder: Path, seconds: float = SECONDS) -> float:
@@ -91,7 +99,7 @@ def cell_problems(cell, exact: bool) -> Iterator[str]:
     warned = "".join(one.text for one in cell.outputs if one.get("name") == "stderr")
     if warned:
         yield f"writes to stderr: {warned.strip()}"
-    printed, quoted = printed_by(cell), quoted_in(cell)
+    printed, quoted = printed_by(cell), cell.metadata["quoted"]
     if not (printed == quoted if exact else like(printed, quoted)):
         yield f"prints {printed}, the text quotes {quoted}"
 
@@ -120,21 +128,14 @@ def printed_by(cell) -> list[str]:
     return lines + [f"AssertionError: {one.evalue}" for one in cell.outputs if one.get("ename") == "AssertionError"]
 
 
-def quoted_in(cell) -> list[str]:
-    """The lines that a cell says it prints."""
-    lines = [line.strip() for line in cell.source.split("\n")]
-    return [line.removeprefix(QUOTE).removeprefix(" ") for line in lines if line.startswith(QUOTE)]
-
-
 def finished(notebook):
-    """The notebook for readers: without what is there for code hosts, quoted outputs and a drawn figure's copy."""
+    """The notebook for readers: without what is there for the checks, or for code hosts (a drawn figure's copy)."""
     shown = re.compile(r"^!\[[^\]]*\]\(figures/[0-9][^)]*\)\n?", re.M)
     for cell in notebook.cells:
-        cell.metadata.pop("where", None)
+        for note in ("where", "quoted"):
+            cell.metadata.pop(note, None)
         if cell.cell_type == "markdown":
             cell.source = shown.sub("", cell.source)
-        else:
-            cell.source = re.sub(rf"^ *{QUOTE}.*\n?", "", cell.source, flags=re.M).rstrip("\n")
     return notebook
 
 
@@ -209,7 +210,8 @@ def prose(source: str) -> str:
 
 def unbacked(notebook, ledger: dict[str, set[str]]) -> list[str]:
     """Numbers in the prose that no cell of the chapter has, nor the ledger for a claim that the paragraph names."""
-    in_cells = set().union(*(numbers(cell.source) for cell in notebook.cells if cell.cell_type == "code"))
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    in_cells = set().union(*(numbers("\n".join([cell.source, *cell.metadata["quoted"]])) for cell in cells))
     found = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
