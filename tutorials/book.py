@@ -29,7 +29,7 @@ def chapters() -> list[Path]:
 
 
 def read(path: Path):
-    """A chapter as a notebook; each code cell knows its number, its first line in the file, and what it has to print."""
+    """A chapter as a notebook; each code cell knows its number, its first line in the file and what it has to print."""
     import jupytext
 
     text = path.read_text(encoding="utf-8")
@@ -240,10 +240,9 @@ def words(path: Path) -> int:
 
 
 def minutes(path: Path) -> int:
-    """Reading time: 150 words a minute, and a minute for each cell that is not a solution."""
-    return round(
-        words(path) / 150 + path.read_text(encoding="utf-8").split("\n## Solutions")[0].count("```{code-cell}")
-    )
+    """Reading time: 150 words a minute, and a minute for each cell that neither draws nor is a solution."""
+    to_read = path.read_text(encoding="utf-8").split("\n## Solutions")[0]
+    return round(words(path) / 150 + to_read.count("```{code-cell}") - to_read.count("hide-input"))
 
 
 def question(path: Path) -> str:
