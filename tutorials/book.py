@@ -201,8 +201,16 @@ def numbers(text: str) -> set[str]:
 
 
 def prose(source: str) -> str:
-    """Markdown without code, formulas, targets of links, comments and list numbers."""
-    for pattern in (r"```.*?```", r"\$\$.*?\$\$", r"`[^`\n]*`", r"\$[^$\n]*\$", r"<!--.*?-->", r"arXiv [\d.]+"):
+    """Markdown without code, formulas, targets of links, comments, and numbers of lists and chapters."""
+    for pattern in (
+        r"```.*?```",
+        r"\$\$.*?\$\$",
+        r"`[^`\n]*`",
+        r"\$[^$\n]*\$",
+        r"<!--.*?-->",
+        r"arXiv [\d.]+",
+        r"\b[Cc]hapter \d+",
+    ):
         source = re.sub(pattern, " ", source, flags=re.S)
     source = re.sub(r"\]\([^)]*\)", "]", source)
     return re.sub(r"^(# )?\d+\. ", "", source, flags=re.M)
