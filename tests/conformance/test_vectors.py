@@ -44,7 +44,10 @@ def test_vectors_are_what_the_code_makes(name):
         assert getattr(stored, field) == getattr(made, field)
     assert stored.expected.keys() == made.expected.keys()
     for key, one in made.expected.items():
-        np.testing.assert_allclose(stored.expected[key], one, rtol=0, atol=1e-11, err_msg=key)
+        # Softmax ignores what all keys share, so the gradient of k's bias is rounding, which AdamW divides by 1e-8.
+        gradient = made.expected.get(key.replace("trained", "gradient"), one)
+        tolerance = 1e-8 if key.startswith("trained.") and np.abs(gradient).max() < 1e-12 else 1e-11
+        np.testing.assert_allclose(stored.expected[key], one, rtol=0, atol=tolerance, err_msg=key)
     assert dict(stored.problem.config) == dict(made.problem.config)
     for part in ("base", "factors"):
         for key, one in getattr(made.problem, part).items():

@@ -192,13 +192,20 @@ def test_bayes_learns_where_settings_act_by_themselves():
 
 
 def test_the_table_is_in_the_order_of_the_points():
-    runs = [tiny.fabricate(tiny.Settings(**cell, seed=seed)) for seed in (1, 0) for cell in search.CELLS[:108][::-1]]
+    n = len(search.POINTS)
+    runs = [tiny.fabricate(tiny.Settings(**cell, seed=seed)) for seed in (1, 0) for cell in search.CELLS[:n][::-1]]
     found = search.table(tiny.Runs(runs), search.SEARCHED)
-    assert found.shape == (108, 2)
-    for i in (0, 17, 107):
+    assert found.shape == (n, 2)
+    for i in (0, 17, n - 1):
         r, ratio, rate, dropout_p = search.POINTS[i]
         of = {"r": r, "lora_alpha": float(ratio * r), "learning_rate": rate, "lora_dropout": dropout_p}
         np.testing.assert_array_equal(found[i], tiny.Runs(runs).per_seed(lambda one: one.final, **of))
+
+
+def test_the_rows_of_a_recipe_are_its_settings_at_each_rate():
+    for recipe in (*search.RECIPE.values(), *search.OPPOSITE.values()):
+        points = [dict(zip(search.SPACE, search.POINTS[i], strict=True)) for i in search.rows_of(recipe)]
+        assert points == [recipe | {"learning_rate": rate} for rate in search.SPACE["learning_rate"]]
 
 
 def test_without_optuna_a_line_says_what_to_install(monkeypatch, capsys, tmp_path):

@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+from drawings import assert_drawn_alike
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "tutorials"
@@ -27,11 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Jupyter's own machinery;
 LEDGER = book.ledger_numbers()
 
 
-def plotted(svg: str) -> np.ndarray:
-    """All numbers of a drawing in their order."""
-    return np.array([float(one) for one in re.findall(r"(?<![\w#-])-?\d+\.?\d*", svg)])
-
-
 @each_chapter
 def test_a_chapter_runs_and_prints_what_it_says(path, tmp_path):
     notebook = book.read(path)
@@ -43,9 +38,7 @@ def test_a_chapter_runs_and_prints_what_it_says(path, tmp_path):
     drawn = {file.name for file in (tmp_path / "figures").glob("*")}
     assert drawn == {file.name for file in (TUTORIALS / "figures").glob(f"{path.name[:2]}_*")}
     for name in drawn if exact else ():
-        new, committed = (plotted((one / "figures" / name).read_text()) for one in (tmp_path, TUTORIALS))
-        assert new.shape == committed.shape, name
-        np.testing.assert_allclose(new, committed, atol=0.5, err_msg=name)  # in points
+        assert_drawn_alike(*((one / "figures" / name).read_text() for one in (tmp_path, TUTORIALS)), points=0.5)
 
 
 @each_chapter
