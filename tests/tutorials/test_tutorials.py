@@ -104,6 +104,21 @@ def test_the_answers_are_the_ledger_s_in_both_languages():
         assert said == found, f"{name}: {said} in English, {found} in Chinese"
 
 
+def test_the_teacher_s_line_gives_the_board(tmp_path):
+    """The line of the lesson plan runs after chapter 6's first two cells, and gives the rows that the plan shows."""
+    (line,) = re.findall(r"```python\n(.*?)```", INDEX, re.S)
+    notebook = book.read(next(path for path in CHAPTERS if path.name.startswith("06")))
+    first, second = [cell.source for cell in notebook.cells if cell.cell_type == "code"][:2]
+    board = INDEX.partition("<!-- board -->")[2].partition("<!-- /board -->")[0]
+    rows = [[float(one) for one in row.split("|")[1:-1]] for row in board.strip().split("\n")[2:]]
+    names: dict = {}
+    exec(f"{first}\n{second.partition('AMPLE =')[0]}\n{line}", names)
+    ranks = [int(r) for r, *_ in rows]
+    found = names["sweep"](200, ranks, names["RATES"], seed=0, **names["SCARCE"])[..., 0].T
+    for r, losses, row in zip(ranks, found, rows, strict=True):
+        assert losses == pytest.approx(row[1:], abs=0.006 if book.same_machine() else 0.1), f"r={r}"
+
+
 # --- the check itself ---
 
 BAD = {
