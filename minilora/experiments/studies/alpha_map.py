@@ -9,7 +9,7 @@ from minilora.experiments.study import Contrast, Study, grid
 
 R, RATIO = 8, 2
 ALPHAS = (2, 4, 8, 16, 32, 64, 128)
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 RANKS = (2, 8, 32)
 RULES = {  # how alpha follows r; all are 16 at r = 8
     "alpha / r": lambda r: RATIO * r,
@@ -32,7 +32,7 @@ CELLS = [
         for cell in grid(FIXED, r=[2, 32], learning_rate=RATES, lora_alpha=_following(rule))
     ),
 ]
-QUICK = grid(FIXED | {"steps": 60}, r=[R], lora_alpha=[2, 16, 128], learning_rate=RATES[1:4])
+QUICK = grid(FIXED | {"steps": 60}, r=[R], lora_alpha=[2, 16, 128], learning_rate=RATES[2:5])
 
 
 def _ridge(runs: Runs) -> np.ndarray:
@@ -82,18 +82,18 @@ def _map(made, ax, runs: Runs) -> None:
     for (i, j), value in np.ndenumerate(loss):
         ax.annotate(
             f"{value:.2f}",
-            (j, i - 0.3),
+            (j + 0.2, i + 0.36),
             ha="center",
             va="center",
             fontsize=8,
             color="black" if value < loss.min() + 0.07 else "white",
         )
     ridge = np.interp(_ridge(runs).mean(1), np.round(2 * np.log10(rates)) / 2, range(len(rates)))
-    ax.plot(range(len(alphas)), ridge, "o-", color="white", mec="black", lw=2)
+    ax.plot(range(len(alphas)), ridge, "o-", color="black", mfc="white", lw=1)
     ax.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
     ax.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     made.colorbar(shown, ax=ax, label="best validation loss (nats per letter)", extend="max")
-    ax.set(title="At r = 8, the ridge (white) falls", xlabel="alpha", ylabel="learning rate")
+    ax.set(title="At r = 8, the ridge (line) falls", xlabel="alpha", ylabel="learning rate")
 
 
 def _rules(ax, runs: Runs) -> None:
@@ -126,5 +126,8 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
-    tuned=[{"r": r, "lora_alpha": float(rule(r))} for rule in RULES.values() for r in RANKS],
+    tuned=[
+        *({"r": R, "lora_alpha": float(alpha)} for alpha in ALPHAS),
+        *({"r": r, "lora_alpha": float(rule(r))} for rule in RULES.values() for r in RANKS if r != R),
+    ],
 )
