@@ -104,7 +104,7 @@ def test_the_answers_are_the_ledger_s_in_both_languages():
         assert said == found, f"{name}: {said} in English, {found} in Chinese"
 
 
-def test_the_teacher_s_line_gives_the_board(tmp_path):
+def test_the_teacher_s_line_gives_the_board():
     """The line of the lesson plan runs after chapter 6's first two cells, and gives the rows that the plan shows."""
     (line,) = re.findall(r"```python\n(.*?)```", INDEX, re.S)
     notebook = book.read(next(path for path in CHAPTERS if path.name.startswith("06")))
