@@ -161,10 +161,11 @@ def minilora_imports(source):
 
 # A module may import those of the lines above its own, and nothing else of minilora.
 LAYERS = [
-    {"autodiff", "checks", "conditions", "trees", "files"},
-    {"ops", "optim", "lora_config"},
-    {"model"},
-    {"lora"},
+    {"autodiff", "checks", "conditions", "trees"},
+    {"files", "ops", "optim", "lora_config"},
+    {"adapter"},
+    {"model", "tensors"},
+    {"dataset", "lora", "peft_format"},
     {"train", "checkpoint"},
     {"stack", "opt"},
     {"data.names", "data.base"},
