@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 
 NEEDS = {
-    "torch": ["minilora/conformance/twin.py", "minilora/conformance/torch_peer.py"],
-    "peft": ["minilora/conformance/peft_peer.py"],
-    "loralib": ["minilora/conformance/loralib_peer.py"],
+    "torch": ["minilora/conformance/peers/twin.py", "minilora/conformance/peers/pytorch.py"],
+    "peft": ["minilora/conformance/peers/peft.py"],
+    "loralib": ["minilora/conformance/peers/loralib.py"],
 }
 collect_ignore = [path for library, paths in NEEDS.items() if find_spec(library) is None for path in paths]

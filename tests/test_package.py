@@ -143,6 +143,9 @@ def test_no_global_randomness(source):
 
 # --- who imports whom ---
 
+MODULES = {"minilora." + ".".join(source.relative_to(PACKAGE).with_suffix("").parts): source for source in SOURCES}
+MODULES = {name.removesuffix(".__init__"): source for name, source in MODULES.items()}
+
 
 def minilora_imports(source):
     """Modules of minilora that a source imports, anywhere in it."""
@@ -154,7 +157,7 @@ def minilora_imports(source):
             assert node.level == 0, f"{source.name}: a relative import"
             module = node.module or ""
             inner = {f"{module}.{alias.name}" for alias in node.names}
-            modules = {name for name in inner if (PACKAGE.parent / name.replace(".", "/")).with_suffix(".py").exists()}
+            modules = {name for name in inner if name in MODULES}
             found |= modules or {module}
     return {name.removeprefix("minilora.") for name in found if name.split(".")[0] == "minilora"}
 
@@ -190,13 +193,79 @@ def test_every_module_below_the_experiments_has_its_layer():
     assert {name for name in modules if name.split(".")[0] not in ("experiments", "conformance")} == placed
 
 
+# What the rooms above the core may import, beside the core: the way of the data, and nothing against it.
+ROOMS = {
+    "conformance.interface": set(),
+    "conformance.peers": {"conformance.interface"},
+    "conformance.vectors": {"conformance.interface", "conformance.peers"},
+    "conformance.make_vectors": {"conformance.vectors"},
+    "conformance.checks": {"conformance.interface", "conformance.peers", "conformance.vectors"},
+    "conformance.mutants": {"conformance.interface", "conformance.peers"},
+    "conformance.running": {"conformance.interface", "conformance.checks"},
+    "conformance.__init__": {"conformance.interface", "conformance.checks", "conformance.running"},
+    "conformance.__main__": {"conformance.interface", "conformance.checks", "conformance.running"},
+    "experiments.__init__": set(),
+    "experiments.evidence": set(),
+    "experiments.studies": {"experiments.evidence", "experiments.pages.plots"},
+    "experiments.engine": {"experiments.evidence"},
+    "experiments.pages.plots": {"experiments.evidence"},
+    "experiments.pages": {"experiments.evidence", "experiments.engine"},
+    "experiments.__main__": {"experiments.evidence", "experiments.studies", "experiments.engine", "experiments.pages"},
+}
+
+
+def room_of(name):
+    """The innermost room that a module, by its name without "minilora.", is in; "" for the core."""
+    return max((room for room in ROOMS if f"{name}.".startswith(f"{room}.")), key=len, default="")
+
+
+ABOVE = {name.removeprefix("minilora."): source for name, source in MODULES.items()
+         if name.startswith(("minilora.experiments", "minilora.conformance"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ABOVE))
+def test_rooms_import_along_the_way_of_the_data(name):
+    source = ABOVE[name]
+    own = room_of(f"{name}.__init__" if f"{name}.__init__" in ROOMS else name)
+    assert own, "a new room has its line in ROOMS"
+    for other in minilora_imports(source):
+        room = room_of(other)
+        allowed = ROOMS[own] | {own, ""}
+        assert room in allowed or any(room.startswith(f"{one}.") for one in allowed - {""}), f"{name} imports {other}"
+
+
 def test_nothing_below_imports_experiments_or_conformance():
-    for source in SOURCES:
-        above = source.relative_to(PACKAGE).parts[0]
-        if above not in ("experiments", "conformance"):
-            assert not {name.split(".")[0] for name in minilora_imports(source)} & {"experiments", "conformance"}, (
-                source
-            )
+    for name, source in MODULES.items():
+        if name.removeprefix("minilora.") not in ABOVE:
+            assert not {one.split(".")[0] for one in minilora_imports(source)} & {"experiments", "conformance"}, name
+
+
+def circle(imports):
+    """Modules that import each other in a circle, or none; {module: what it imports}."""
+    done: set[str] = set()
+
+    def walk(name, path):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        found = next((found for one in sorted(imports[name]) if (found := walk(one, [*path, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(imports) if (found := walk(name, []))), [])
+
+
+def test_no_modules_import_each_other():
+    """Not inside a function either, nor for types alone."""
+    imports = {name: {f"minilora.{one}" for one in minilora_imports(source)} & set(MODULES) - {name}
+               for name, source in MODULES.items()}  # fmt: skip
+    assert circle(imports) == []
+    assert len(imports) > 70  # the walk saw the package
+
+
+def test_the_circle_check_finds_one():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
 def test_the_layer_check_sees_imports_of_every_form(tmp_path, monkeypatch):

@@ -68,7 +68,7 @@ def run(notebook, folder: Path, seconds: float = SECONDS) -> float:
 
 def same_machine() -> bool:
     """Whether this machine gives the bits of the one that the texts were made on, which made figures/ too."""
-    from minilora.experiments.runner import machine
+    from minilora.experiments.engine.provenance import machine
 
     made_on = json.loads((ROOT / "figures" / "provenance.json").read_text(encoding="utf-8"))["rank"]["machine"]
     return made_on == machine()

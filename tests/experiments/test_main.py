@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from minilora.experiments import __main__ as command
-from minilora.experiments import runner
-from minilora.experiments.study import load_studies
+from minilora.experiments.engine import runner
+from minilora.experiments.studies import load_studies
 
 from . import tiny
 

@@ -19,7 +19,7 @@ import safetensors.numpy  # noqa: E402
 
 import minilora as ml  # noqa: E402
 from minilora.checkpoint import DESCRIPTIVE, NEUTRAL, PEFT_INITS, PREFIX  # noqa: E402
-from minilora.conformance.twin import Twin, arrays  # noqa: E402
+from minilora.conformance.peers.twin import Twin, arrays  # noqa: E402
 from minilora.lora_config import BIAS_MODES, INITS  # noqa: E402
 from minilora.model import LINEAR  # noqa: E402
 from minilora.train import Streams  # noqa: E402
