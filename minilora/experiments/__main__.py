@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minilora.checks import nearest
+from minilora.conditions import blas_can_be_held
 from minilora.experiments.evidence.rehearsal import rehearse
 from minilora.experiments.evidence.settings import Settings
 from minilora.experiments.evidence.stats import N_SEEDS
@@ -152,6 +153,8 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
     rows, status = [], DONE  # the contrasts of these studies
     todo = {study.name: runs_of(study, options) for study in studies}
     with cluster_of(options) as cluster, Progress(todo, store, cluster and cluster.n_workers) as progress:
+        if not blas_can_be_held():
+            progress.say("warning: no BLAS that can be held to one thread: slower, and the last bits may be others")
         for study in studies:
             try:
                 rows += run_study(study, todo[study.name], store, cluster, progress, options, out)

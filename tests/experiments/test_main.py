@@ -349,6 +349,14 @@ def test_ctrl_c_in_a_terminal(run, out, capsys, executed, jobs):
     assert {"slow.svg", "slow.csv", "claims.json", "CLAIMS.md", "provenance.json"} <= {p.name for p in out.iterdir()}
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_blas_that_cannot_be_held_is_a_line(run, capsys, monkeypatch, held):
+    monkeypatch.setattr(command, "blas_can_be_held", lambda: held)
+    assert run("tiny", "--seeds", "2") == 0
+    expected = "warning: no BLAS that can be held to one thread: slower, and the last bits may be others"
+    assert [line for line in capsys.readouterr().out.splitlines() if "BLAS" in line] == [expected] * (not held)
+
+
 def test_the_command_itself(tmp_path):
     """As one types it: seven short runs."""
     arguments = ["rank", "--quick", "--seeds", "1", "--jobs", "1", "--out", str(tmp_path)]
