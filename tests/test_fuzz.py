@@ -17,8 +17,8 @@ import safetensors.numpy
 
 import minilora as ml
 from minilora.conformance import vectors
-from minilora.experiments.report import read_claims
-from minilora.experiments.runs import from_csv
+from minilora.experiments.evidence.runs import from_csv
+from minilora.experiments.pages.folder import read_claims
 from minilora.files import from_json
 
 SMALL = ml.ModelConfig(vocab_size=5, context_length=4, d_model=4, n_heads=2, n_layers=2, d_ff=6)

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -19,6 +20,26 @@ TREES = {source: ast.parse(source.read_text(encoding="utf-8")) for source in SOU
 
 def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+# --- this suite ---
+
+
+def test_what_the_suite_spreads_by_name_is_there(pytestconfig):
+    """A test that was renamed would no longer be done alone, or begun first."""
+    spread = next(one for one in pytestconfig.pluginmanager.get_plugins()
+                  if getattr(one, "__file__", None) == str(PACKAGE.parent / "conftest.py"))  # fmt: skip
+    texts = {path: path.read_text(encoding="utf-8") for path in (PACKAGE.parent / "tests").rglob("test_*.py")}
+    names = [
+        f"{path.name}::{name}[" for path, text in texts.items() for name in re.findall(r"^def (test_\w+)", text, re.M)
+    ]
+    for pattern in [
+        *spread.ALONE.split("|"),
+        *(one.partition(r"\[(")[0].partition(".*search")[0] for one in spread.LONG),
+    ]:
+        assert any(re.search(pattern, name) for name in names), pattern
+    assert spread.group("tests/experiments/test_faults.py::test_x[1]") == "alone"
+    assert spread.place("test_tutorials.py::test_a_chapter_runs_and_prints_what_it_says[06_rank]") == 0
 
 
 # --- importing ---
@@ -100,6 +121,11 @@ def test_the_package_says_that_it_is_typed():
 
 def test_the_version_is_the_same_everywhere():
     assert ml.__version__ == version("minilora")
+    citation, changes = (
+        (PACKAGE.parent / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md")
+    )
+    assert f"\nversion: {ml.__version__}\n" in citation
+    assert re.findall(r"^## (\d.*)$", changes, re.M)[0] == ml.__version__
 
 
 # --- what the sources may not do ---
@@ -143,6 +169,9 @@ def test_no_global_randomness(source):
 
 # --- who imports whom ---
 
+MODULES = {"minilora." + ".".join(source.relative_to(PACKAGE).with_suffix("").parts): source for source in SOURCES}
+MODULES = {name.removesuffix(".__init__"): source for name, source in MODULES.items()}
+
 
 def minilora_imports(source):
     """Modules of minilora that a source imports, anywhere in it."""
@@ -154,7 +183,7 @@ def minilora_imports(source):
             assert node.level == 0, f"{source.name}: a relative import"
             module = node.module or ""
             inner = {f"{module}.{alias.name}" for alias in node.names}
-            modules = {name for name in inner if (PACKAGE.parent / name.replace(".", "/")).with_suffix(".py").exists()}
+            modules = {name for name in inner if name in MODULES}
             found |= modules or {module}
     return {name.removeprefix("minilora.") for name in found if name.split(".")[0] == "minilora"}
 
@@ -191,13 +220,79 @@ def test_every_module_below_the_experiments_has_its_layer():
     assert {name for name in modules if name.split(".")[0] not in ("experiments", "conformance")} == placed
 
 
+# What the rooms above the core may import, beside the core: the way of the data, and nothing against it.
+ROOMS = {
+    "conformance.interface": set(),
+    "conformance.peers": {"conformance.interface"},
+    "conformance.vectors": {"conformance.interface", "conformance.peers"},
+    "conformance.make_vectors": {"conformance.vectors"},
+    "conformance.checks": {"conformance.interface", "conformance.peers", "conformance.vectors"},
+    "conformance.mutants": {"conformance.interface", "conformance.peers"},
+    "conformance.running": {"conformance.interface", "conformance.checks"},
+    "conformance.__init__": {"conformance.interface", "conformance.checks", "conformance.running"},
+    "conformance.__main__": {"conformance.interface", "conformance.checks", "conformance.running"},
+    "experiments.__init__": set(),
+    "experiments.evidence": set(),
+    "experiments.studies": {"experiments.evidence", "experiments.pages.plots"},
+    "experiments.engine": {"experiments.evidence"},
+    "experiments.pages.plots": {"experiments.evidence"},
+    "experiments.pages": {"experiments.evidence", "experiments.engine"},
+    "experiments.__main__": {"experiments.evidence", "experiments.studies", "experiments.engine", "experiments.pages"},
+}
+
+
+def room_of(name):
+    """The innermost room that a module, by its name without "minilora.", is in; "" for the core."""
+    return max((room for room in ROOMS if f"{name}.".startswith(f"{room}.")), key=len, default="")
+
+
+ABOVE = {name.removeprefix("minilora."): source for name, source in MODULES.items()
+         if name.startswith(("minilora.experiments", "minilora.conformance"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(ABOVE))
+def test_rooms_import_along_the_way_of_the_data(name):
+    source = ABOVE[name]
+    own = room_of(f"{name}.__init__" if f"{name}.__init__" in ROOMS else name)
+    assert own, "a new room has its line in ROOMS"
+    for other in minilora_imports(source):
+        room = room_of(other)
+        allowed = ROOMS[own] | {own, ""}
+        assert room in allowed or any(room.startswith(f"{one}.") for one in allowed - {""}), f"{name} imports {other}"
+
+
 def test_nothing_below_imports_experiments_or_conformance():
-    for source in SOURCES:
-        above = source.relative_to(PACKAGE).parts[0]
-        if above not in ("experiments", "conformance"):
-            assert not {name.split(".")[0] for name in minilora_imports(source)} & {"experiments", "conformance"}, (
-                source
-            )
+    for name, source in MODULES.items():
+        if name.removeprefix("minilora.") not in ABOVE:
+            assert not {one.split(".")[0] for one in minilora_imports(source)} & {"experiments", "conformance"}, name
+
+
+def circle(imports):
+    """Modules that import each other in a circle, or none; {module: what it imports}."""
+    done: set[str] = set()
+
+    def walk(name, path):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        found = next((found for one in sorted(imports[name]) if (found := walk(one, [*path, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(imports) if (found := walk(name, []))), [])
+
+
+def test_no_modules_import_each_other():
+    """Not inside a function either, nor for types alone."""
+    imports = {name: {f"minilora.{one}" for one in minilora_imports(source)} & set(MODULES) - {name}
+               for name, source in MODULES.items()}  # fmt: skip
+    assert circle(imports) == []
+    assert len(imports) > 70  # the walk saw the package
+
+
+def test_the_circle_check_finds_one():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
 def test_the_layer_check_sees_imports_of_every_form(tmp_path, monkeypatch):

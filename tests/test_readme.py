@@ -9,11 +9,11 @@ from pathlib import Path
 
 import minilora as ml
 from minilora.conformance import CHECKS
-from minilora.experiments import check
-from minilora.experiments.claims import ARTICLE
-from minilora.experiments.ledger import all_contrasts, claim_rows
-from minilora.experiments.report import verdict_summary
-from minilora.experiments.study import load_studies
+from minilora.experiments.evidence.claims import ARTICLE
+from minilora.experiments.evidence.ledger import all_contrasts, claim_rows
+from minilora.experiments.pages import check
+from minilora.experiments.pages.ledger import verdict_summary
+from minilora.experiments.studies import load_studies
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

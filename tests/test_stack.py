@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import plain
 import pytest
+from blas import blas_threads
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora as ml
 from minilora import stack, train
@@ -208,16 +208,12 @@ def test_watch_sees_each_run_at_each_evaluation():
     assert seen[-1][2].arrays().keys() == found[1].final.arrays().keys()
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_blas_is_held_to_one_thread_and_restored_after():
-    def threads():
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
     inside = []
-    with threadpool_limits(limits=2, user_api="blas"):
-        before = threads()
-        fit_stack(BASES["float64"], [run()], progress=False, watch=lambda i, step, adapter: inside.append(threads()))
-        assert threads() == before
+    fit_stack(BASES["float64"], [run()], progress=False, watch=lambda i, step, adapter: inside.append(blas_threads()))
     assert inside == [{1}] * 4
+    assert blas_threads() == {2}
 
 
 def test_what_a_stack_trained_can_be_saved_and_merged(tmp_path):

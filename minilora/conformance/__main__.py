@@ -12,9 +12,9 @@ from minilora.conformance.running import NOT_OFFERED, PASS, Result, result
 from minilora.files import check_writable, replace_file, to_json
 
 PEERS = {
-    "minilora": ("minilora.conformance.ours", "Minilora"),
-    "peft": ("minilora.conformance.peft_peer", "Peft"),
-    "loralib": ("minilora.conformance.loralib_peer", "Loralib"),
+    "minilora": ("minilora.conformance.peers.ours", "Minilora"),
+    "peft": ("minilora.conformance.peers.peft", "Peft"),
+    "loralib": ("minilora.conformance.peers.loralib", "Loralib"),
 }
 DONE, FAILED, USAGE = 0, 1, 2
 MARKS = {"pass": "ok", "fail": "FAIL", "error": "ERROR", "not offered": "-"}

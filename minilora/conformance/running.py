@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from minilora.conformance.checking import Check, Failed, Subject
 from minilora.conformance.checks import CHECKS
+from minilora.conformance.checks.subject import Check, Failed, Subject
 from minilora.conformance.interface import Implementation
 
 SECONDS = 30.0  # that a check may take
@@ -30,7 +30,7 @@ def run(
 ) -> list[Result]:
     """A result for each check. What the implementation raises, returns or hangs in costs it that one row.
 
-    >>> from minilora.conformance.ours import Minilora
+    >>> from minilora.conformance.peers.ours import Minilora
     >>> {one.status for one in run(Minilora(), CHECKS[:2])}
     {'pass'}
     """

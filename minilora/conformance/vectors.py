@@ -16,7 +16,7 @@ import safetensors.numpy
 
 import minilora as ml
 from minilora.conformance.interface import Optimizer, Problem
-from minilora.conformance.ours import Minilora
+from minilora.conformance.peers.ours import Minilora
 from minilora.files import from_json, to_json
 from minilora.trees import leaves
 

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minilora.checks import nearest
-from minilora.experiments.rehearsal import rehearse
-from minilora.experiments.study import N_SEEDS, Settings, Study, StudyError, load_studies
+from minilora.conditions import blas_can_be_held
+from minilora.experiments.evidence.rehearsal import rehearse
+from minilora.experiments.evidence.settings import Settings
+from minilora.experiments.evidence.stats import N_SEEDS
+from minilora.experiments.evidence.study import Study, StudyError
+from minilora.experiments.studies import load_studies
 from minilora.files import check_writable, remove_abandoned
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments ask for; the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["recipe"]:
-        from minilora.experiments import recipe
+        from minilora.experiments.pages import recipe
 
         return recipe.main(given[1:])
     options = parser().parse_args(given)
@@ -136,52 +140,60 @@ def runs_of(study: Study, options: argparse.Namespace) -> list[Settings]:
 
 def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
     """Run each study and write its files as soon as it ends; DONE, or FAILED if runs of one failed."""
-    import joblib
+    from minilora.experiments.engine.progress import Progress
+    from minilora.experiments.engine.store import Store
+    from minilora.experiments.engine.workers import RunFailedError
+    from minilora.experiments.evidence.ledger import claim_rows, in_order
+    from minilora.experiments.pages import folder
 
-    from minilora.experiments import report
-    from minilora.experiments.ledger import claim_rows, in_order
-    from minilora.experiments.progress import Progress
-    from minilora.experiments.store import Store
-    from minilora.experiments.workers import RunFailedError, run_all
-
-    report.read_claims(out)  # what cannot be added to is better known now
-    for folder in (out, out / "runs"):
-        remove_abandoned(folder)
-    jobs = options.jobs or joblib.cpu_count()
+    folder.read_claims(out)  # what cannot be added to is better known now
+    for place in (out, out / "runs"):
+        remove_abandoned(place)
     store = Store(out / "runs", options.fresh)
     rows, status = [], DONE  # the contrasts of these studies
     todo = {study.name: runs_of(study, options) for study in studies}
     with cluster_of(options) as cluster, Progress(todo, store, cluster and cluster.n_workers) as progress:
+        if not blas_can_be_held():
+            progress.say("warning: no BLAS that can be held to one thread: slower, and the last bits may be others")
         for study in studies:
-            started = time.perf_counter()
             try:
-                results = run_all(todo[study.name], store, jobs, progress.starting(study), cluster)
+                rows += run_study(study, todo[study.name], store, cluster, progress, options, out)
             except RunFailedError as error:
                 progress.say(f"{study.name}: {error}; no figure made")
                 status = FAILED
-                continue
-            progress.writing(study)
-            runs, samples = report.table(results), report.samples_of(study, results)
-            seconds = time.perf_counter() - started
-            with one_at_a_time(out):
-                rows += report.write_study(
-                    study, runs, samples, out, _flags(options), seconds if progress.n_new else None
-                )
-            progress.finished(study, runs, out, seconds)
-            for line in report.sample_lines(samples):
-                progress.say(line)
-    report.print_verdicts(claim_rows(in_order(rows)))
+    folder.print_verdicts(claim_rows(in_order(rows)))
     if rows:
         with one_at_a_time(out):
-            report.write_overview(out)
+            folder.write_overview(out)
     return status
+
+
+def run_study(study: Study, todo: Sequence[Settings], store, cluster, progress, options, out: Path) -> list[dict]:
+    """Do the runs of a study that are not stored, write its files, and say so; its contrasts with their numbers."""
+    import joblib
+
+    from minilora.experiments.engine.workers import run_all
+    from minilora.experiments.pages import folder
+
+    started = time.perf_counter()
+    results = run_all(todo, store, options.jobs or joblib.cpu_count(), progress.starting(study), cluster)
+    progress.writing(study)
+    runs, samples = folder.table(results), folder.samples_of(study, results)
+    seconds = time.perf_counter() - started
+    with one_at_a_time(out):
+        took = seconds if progress.n_new else None
+        rows = folder.write_study(study, runs, samples, out, _flags(options), took)
+    progress.finished(study, runs, out, seconds)
+    for line in folder.sample_lines(samples):
+        progress.say(line)
+    return rows
 
 
 def cluster_of(options: argparse.Namespace) -> contextlib.AbstractContextManager:
     """The cluster that was asked for, or None for this machine; closed at the end."""
     if options.dask is None:
         return contextlib.nullcontext()
-    from minilora.experiments.cluster import Cluster
+    from minilora.experiments.engine.cluster import Cluster
 
     return Cluster(options.dask)
 
@@ -201,7 +213,7 @@ def _flags(options: argparse.Namespace) -> str:
 
 def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path) -> int:
     """Run from scratch in a folder that goes away, and compare; DONE if nothing differs."""
-    from minilora.experiments.check import compare
+    from minilora.experiments.pages.check import compare
 
     with tempfile.TemporaryDirectory(prefix="minilora-check-") as folder:
         status = run_studies(studies, options, Path(folder))

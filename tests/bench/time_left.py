@@ -11,7 +11,7 @@ import tempfile
 import time
 
 from minilora.experiments import __main__ as command
-from minilora.experiments import progress
+from minilora.experiments.engine import progress
 
 
 def main(arguments: list[str]) -> int:

@@ -15,10 +15,10 @@ import safetensors.numpy
 
 from minilora import conformance
 from minilora.conformance import CHECKS, Implementation, __main__, running, vectors
-from minilora.conformance.checking import Subject
+from minilora.conformance.checks.subject import Subject
 from minilora.conformance.mutants import MUTANTS
-from minilora.conformance.mutants_training import _OwnMask
-from minilora.conformance.ours import Minilora
+from minilora.conformance.mutants.training import _OwnMask
+from minilora.conformance.peers.ours import Minilora
 from minilora.conformance.running import ERROR, FAIL, NOT_OFFERED, PASS, result
 
 BY_ID = {one.id: one for one in CHECKS}
@@ -201,7 +201,7 @@ def test_the_three_lines_work_in_a_suite_of_somebody_elses(tmp_path):
     (lines,) = re.findall(r"    (@pytest.*?)\n\n", conformance.__doc__ + "\n\n", re.DOTALL)
     (tmp_path / "test_mine.py").write_text(
         "import pytest\nfrom minilora import conformance\n"
-        "from minilora.conformance.ours import Minilora as MyImplementation\n\n"
+        "from minilora.conformance.peers.ours import Minilora as MyImplementation\n\n"
         + "\n".join(line.removeprefix("    ") for line in lines.splitlines())
     )
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],

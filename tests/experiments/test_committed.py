@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 from drawings import assert_drawn_alike
 
-from minilora.experiments import ledger, overview, plots, report
-from minilora.experiments.claims import ARTICLE
-from minilora.experiments.runner import machine
-from minilora.experiments.runs import Runs, best_on_others, from_csv, tuned_rates
-from minilora.experiments.studies import search
-from minilora.experiments.study import N_SEEDS, load_studies
+from minilora.experiments.engine import provenance
+from minilora.experiments.engine.provenance import machine
+from minilora.experiments.evidence import ledger
+from minilora.experiments.evidence.claims import ARTICLE
+from minilora.experiments.evidence.runs import Runs, best_on_others, from_csv, tuned_rates
+from minilora.experiments.evidence.stats import N_SEEDS
+from minilora.experiments.pages import folder as written
+from minilora.experiments.pages import overview, plots
+from minilora.experiments.pages.ledger import ledger_page
+from minilora.experiments.studies import load_studies, search
 
 FIGURES = Path(__file__).parents[2] / "figures"
 PLACES = {"full": (FIGURES, ""), "quick": (FIGURES / "quick", " --quick")}
@@ -52,7 +56,7 @@ def _approximate_bootstrap(interval, exact: bool):
 @pytest.mark.parametrize(("size", "name"), CASES)
 def test_the_contrasts_follow_from_the_numbers(size, name):
     folder, options, study, runs = committed(size, name)
-    stored = [row for row in ledger.all_contrasts(report.read_claims(folder)) if row["study"] == name]
+    stored = [row for row in ledger.all_contrasts(written.read_claims(folder)) if row["study"] == name]
     made = [row for one in study.contrasts if (row := ledger.contrast_row(study, one, runs, options)) is not None]
     assert len(stored) == len(made) > 0
     exact = made_on_such_a_machine(folder, name)
@@ -66,17 +70,17 @@ def test_the_contrasts_follow_from_the_numbers(size, name):
 
 @pytest.mark.parametrize("folder", [folder for folder, _ in PLACES.values()], ids=PLACES)
 def test_the_claims_and_their_picture_follow_from_the_contrasts(folder):
-    rows = report.read_claims(folder)
+    rows = written.read_claims(folder)
     assert ledger.claim_rows(ledger.all_contrasts(rows)) == rows
     if (
-        report.versions()["matplotlib"]
+        provenance.versions()["matplotlib"]
         == json.loads((folder / "provenance.json").read_text())["rank"]["versions"]["matplotlib"]
     ):
         assert plots.to_svg(overview.draw, rows) == (folder / "overview.svg").read_text(encoding="utf-8")
 
 
 def test_all_claims_have_a_verdict_from_data():
-    rows = report.read_claims(FIGURES)
+    rows = written.read_claims(FIGURES)
     assert [row["id"] for row in rows] == list(ARTICLE)
     assert all(row["n_seeds"] >= N_SEEDS and row["effect"] is not None for row in rows)
 
@@ -86,7 +90,7 @@ def test_the_figure_drawn_again_is_the_same(size, name):
     """To the byte, on such a machine as made it."""
     folder, _, study, runs = committed(size, name)
     made_with = json.loads((folder / "provenance.json").read_text())[name]["versions"]["matplotlib"]
-    if made_with != report.versions()["matplotlib"]:
+    if made_with != provenance.versions()["matplotlib"]:
         pytest.skip(f"drawn with matplotlib {made_with}")
     samples = json.loads((folder / "samples.json").read_text()).get(name, {})
     drawn, stored = plots.to_svg(study.draw, runs, samples), (folder / f"{name}.svg").read_text(encoding="utf-8")
@@ -129,6 +133,4 @@ def test_the_best_rates_of_the_recipe_and_its_opposite_lie_inside_the_space(task
 def test_the_ledger_page_is_that_of_the_claims():
     for folder, _ in PLACES.values():
         samples = json.loads((folder / "samples.json").read_text())
-        assert (folder / "CLAIMS.md").read_text(encoding="utf-8") == report.ledger_page(
-            report.read_claims(folder), samples
-        )
+        assert (folder / "CLAIMS.md").read_text(encoding="utf-8") == ledger_page(written.read_claims(folder), samples)

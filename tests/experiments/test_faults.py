@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from minilora.experiments import __main__ as command
-from minilora.experiments import workers
-from minilora.experiments.store import ASIDE, Store
-from minilora.experiments.workers import RETRIES, RunFailedError, run_all
+from minilora.experiments.engine import workers
+from minilora.experiments.engine.store import ASIDE, Store
+from minilora.experiments.engine.workers import RETRIES, RunFailedError, run_all
 
 from . import commands, tiny
 
@@ -229,7 +229,7 @@ def test_a_changed_formula_reuses_nothing(tmp_path, monkeypatch):
     store = Store(tmp_path)
     run_all(TODO[:1], store, 1)
     assert store.get(TODO[0]) is not None
-    monkeypatch.setattr("minilora.experiments.runner.code_version", lambda: "another formula")
+    monkeypatch.setattr("minilora.experiments.engine.store.code_version", lambda: "another formula")
     assert store.get(TODO[0]) is None
 
 
@@ -241,7 +241,7 @@ def test_a_folder_that_turns_read_only_is_a_line(tmp_path, monkeypatch, capsys):
     def read_only(path, content):
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr("minilora.experiments.store.replace_file", read_only)
+    monkeypatch.setattr("minilora.experiments.engine.store.replace_file", read_only)
     assert command.main(["tiny", "--seeds", "2", "--jobs", "1", "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from minilora.experiments import __main__ as command
-from minilora.experiments import runner
-from minilora.experiments.study import load_studies
+from minilora.experiments.engine import runner
+from minilora.experiments.studies import load_studies
 
 from . import tiny
 
@@ -347,6 +347,14 @@ def test_ctrl_c_in_a_terminal(run, out, capsys, executed, jobs):
     assert run("slow", "--seeds", "4") == 0
     assert len(executed) == 16 - n_stored, "only what was missing"
     assert {"slow.svg", "slow.csv", "claims.json", "CLAIMS.md", "provenance.json"} <= {p.name for p in out.iterdir()}
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_blas_that_cannot_be_held_is_a_line(run, capsys, monkeypatch, held):
+    monkeypatch.setattr(command, "blas_can_be_held", lambda: held)
+    assert run("tiny", "--seeds", "2") == 0
+    expected = "warning: no BLAS that can be held to one thread: slower, and the last bits may be others"
+    assert [line for line in capsys.readouterr().out.splitlines() if "BLAS" in line] == [expected] * (not held)
 
 
 def test_the_command_itself(tmp_path):

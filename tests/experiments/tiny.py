@@ -5,11 +5,12 @@ import functools
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.rehearsal import made_up
-from minilora.experiments.runner import base, lora_config
-from minilora.experiments.runs import Run, Runs
-from minilora.experiments.study import Contrast, Settings, Study, grid
+from minilora.experiments.engine.runner import base, lora_config
+from minilora.experiments.evidence.rehearsal import made_up
+from minilora.experiments.evidence.runs import Run, Runs
+from minilora.experiments.evidence.settings import Settings, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 from minilora.lora import count_parameters
 
 FIXED = {

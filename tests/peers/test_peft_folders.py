@@ -21,7 +21,7 @@ from peft.tuners.lora.eva import initialize_lora_eva_weights  # noqa: E402
 from peft.tuners.lora.loraga import preprocess_loraga  # noqa: E402
 
 import minilora as ml  # noqa: E402
-from minilora.conformance.twin import Twin, arrays  # noqa: E402
+from minilora.conformance.peers.twin import Twin, arrays  # noqa: E402
 from minilora.lora_config import BIAS_MODES, INITS  # noqa: E402
 from minilora.model import LINEAR  # noqa: E402
 from minilora.peft_format import (  # noqa: E402

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import Runs, given_up
-from minilora.experiments.stats import optimum, slope
-from minilora.experiments.study import FULL, Contrast, Study, grid
+from minilora.experiments.evidence.runs import Runs, given_up
+from minilora.experiments.evidence.settings import FULL, grid
+from minilora.experiments.evidence.stats import optimum, slope
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 R = 8
 RATIOS = (0.25, 0.5, 1, 2, 4, 8, 16)  # alpha / r

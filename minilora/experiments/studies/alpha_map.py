@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, Runs, log10_best_rate
-from minilora.experiments.stats import slope
-from minilora.experiments.study import Contrast, Study, grid
+from minilora.experiments.evidence.runs import BEST, Runs, log10_best_rate
+from minilora.experiments.evidence.settings import grid
+from minilora.experiments.evidence.stats import slope
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 R, RATIO = 8, 2
 ALPHAS = (2, 4, 8, 16, 32, 64, 128)

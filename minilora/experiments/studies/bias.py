@@ -1,8 +1,9 @@
 """Training biases beside the factors: what it adds on ample data and on scarce (B1)."""
 
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, FINAL_TRAIN, OVERFIT, Metric, Runs
-from minilora.experiments.study import Contrast, Study, grid
+from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, OVERFIT, Metric, Runs
+from minilora.experiments.evidence.settings import grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 MODES = ("none", "lora_only", "all")
 RATES = (1e-3, 3e-3, 1e-2)

@@ -8,9 +8,10 @@ import numpy as np
 from minilora import ops
 from minilora.data.base import load_base
 from minilora.data.names import names_task
-from minilora.experiments import plots
-from minilora.experiments.runs import Runs
-from minilora.experiments.study import FULL, Contrast, Study, grid
+from minilora.experiments.evidence.runs import Runs
+from minilora.experiments.evidence.settings import FULL, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 from minilora.lora import LoraConfig, init_adapter
 from minilora.model import forward
 

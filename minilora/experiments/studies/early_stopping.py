@@ -4,9 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import FINAL, Run, Runs, tuned_rates
-from minilora.experiments.study import FULL, Contrast, Study, grid
+from minilora.experiments.evidence.runs import FINAL, Run, Runs, tuned_rates
+from minilora.experiments.evidence.settings import FULL, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 PATIENCE = 3  # evaluations without a better validation loss
 SHARED = 3e-3

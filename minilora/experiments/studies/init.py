@@ -6,9 +6,10 @@ import numpy as np
 
 from minilora.data.base import load_base
 from minilora.data.names import names_task
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, Run, Runs, steps_to
-from minilora.experiments.study import Contrast, Study, grid
+from minilora.experiments.evidence.runs import BEST, Run, Runs, steps_to
+from minilora.experiments.evidence.settings import grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 from minilora.lora import LoraConfig, init_adapter
 from minilora.lora_config import STARTS_AT_BASE
 from minilora.model import forward

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, FINAL_TRAIN, Runs, best_on_others
-from minilora.experiments.study import Contrast, Study, alpha_2r, grid
+from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Runs, best_on_others
+from minilora.experiments.evidence.settings import alpha_2r, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 SINGLE: dict[str, dict[str, Any]] = {f"layer {i + 1}": {"layers": str(i), "r": 16} for i in range(4)}
 CHOICES: dict[str, dict[str, Any]] = {  # r x layers = 16 everywhere

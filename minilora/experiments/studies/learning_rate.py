@@ -4,9 +4,10 @@ from functools import partial
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, FINAL_TRAIN, Run, Runs, log10_best_rate
-from minilora.experiments.study import FULL, Contrast, Study, grid
+from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Run, Runs, log10_best_rate
+from minilora.experiments.evidence.settings import FULL, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIXED = {"n_train": 1000, "batch_size": 16, "steps": 200, "evaluate_every": 20, "r": 8, "lora_alpha": 16.0}

@@ -4,10 +4,11 @@ from itertools import combinations
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, FINAL_TRAIN, Runs, given_up
-from minilora.experiments.stats import estimate
-from minilora.experiments.study import Contrast, Study, alpha_2r, grid
+from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Runs, given_up
+from minilora.experiments.evidence.settings import alpha_2r, grid
+from minilora.experiments.evidence.stats import estimate
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 BUDGET = 1280  # parameters a layer
 SIZES = {"q": 64, "k": 64, "v": 64, "o": 64, "up": 160, "down": 160}  # in + out: parameters at r = 1

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import Runs
-from minilora.experiments.study import FULL, Contrast, Study, alpha_2r, grid
+from minilora.experiments.evidence.runs import Runs
+from minilora.experiments.evidence.settings import FULL, alpha_2r, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 TRUE_RANK = 2
 RANKS = (1, 2, 4, 8, 16)

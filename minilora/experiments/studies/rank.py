@@ -3,10 +3,11 @@
 import numpy as np
 
 from minilora.data.base import load_base
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, FINAL, OVERFIT, Runs
-from minilora.experiments.stats import slope
-from minilora.experiments.study import FULL, Contrast, Study, alpha_2r, grid
+from minilora.experiments.evidence.runs import BEST, FINAL, OVERFIT, Runs
+from minilora.experiments.evidence.settings import FULL, alpha_2r, grid
+from minilora.experiments.evidence.stats import slope
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 from minilora.lora import LoraConfig, init_adapter
 from minilora.model import param_shapes
 

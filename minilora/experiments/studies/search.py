@@ -9,9 +9,10 @@ import math
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import MissingRunsError, Runs, best_on_others, given_up
-from minilora.experiments.study import Contrast, Settings, Study
+from minilora.experiments.evidence.runs import MissingRunsError, Runs, best_on_others, given_up
+from minilora.experiments.evidence.settings import Settings
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 SPACE = {
     "r": (4, 8, 16),

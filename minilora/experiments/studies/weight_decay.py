@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from minilora.experiments import plots
-from minilora.experiments.runs import BEST, FINAL, NORM, OVERFIT, Runs
-from minilora.experiments.study import FULL, Contrast, Study, grid
+from minilora.experiments.evidence.runs import BEST, FINAL, NORM, OVERFIT, Runs
+from minilora.experiments.evidence.settings import FULL, grid
+from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.pages import plots
 
 DECAYS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 MODERATE, STRONG = 1.0, 10.0

@@ -1,0 +1,1 @@
+"""Showing: figures, the ledger, the files that a study leaves, what the ledger advises."""

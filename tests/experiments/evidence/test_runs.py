@@ -1,0 +1,220 @@
+"""The table of runs: its CSV without loss, selecting, and tuning on the other seeds."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.experiments.evidence.runs import (
+    COLUMNS,
+    MissingRunsError,
+    Run,
+    Runs,
+    from_csv,
+    given_up,
+    log10_best_rate,
+    steps_to,
+    to_csv,
+    tuned_rates,
+)
+from minilora.experiments.evidence.settings import Settings
+
+from .. import tiny
+
+positive = st.floats(1e-300, 1e300)
+measured = st.tuples(st.integers(0, 10**6), *[st.floats(allow_nan=False)] * 3)
+some_settings = st.builds(
+    Settings,
+    task=st.sampled_from(["names", "planted"]),
+    target_modules=st.sampled_from(["all-linear", "q_proj+v_proj"]),
+    r=st.integers(0, 10**9),
+    lora_alpha=positive,
+    lora_dropout=st.floats(0, 1, exclude_max=True),
+    learning_rate=positive,
+    seed=st.integers(0, 2**40),
+)
+some_runs = st.builds(
+    lambda settings, evaluations, floor, train_floor, trainable, diverged_at: Run(
+        settings, *zip(*evaluations, strict=True), floor, train_floor, trainable, diverged_at
+    ),
+    some_settings,
+    st.lists(measured, min_size=1, max_size=4),
+    st.floats(0, 3),
+    st.floats(0, 3),
+    st.integers(1, 10**9),
+    st.integers(-1, 500),
+)
+
+
+@given(st.lists(some_runs, max_size=4, unique_by=lambda run: run.settings))
+def test_a_csv_gives_the_same_runs_back(runs):
+    text = to_csv(Runs(runs))
+    back = from_csv(text)
+    assert repr(list(back)) == repr(runs), "every digit, every type, the order"
+    assert to_csv(back) == text
+
+
+def test_the_csv_is_tidy():
+    runs = tiny.fabricated(tiny.TINY, n_seeds=2)
+    header, *rows = to_csv(runs).splitlines()
+    assert header.split(",") == COLUMNS
+    assert set(COLUMNS) >= {field.name for field in dataclasses.fields(Settings)} | {"step", "train_loss"}
+    assert len(rows) == sum(len(run.step) for run in runs)
+
+
+def _spoilt():
+    text = to_csv(tiny.fabricated(tiny.OTHER, n_seeds=1))
+    return {
+        "nothing": "",
+        "another table": "a,b\n1,2\n",
+        "a column less": "\n".join(line.rpartition(",")[0] for line in text.splitlines()),
+        "a word for a number": text.replace("40", "forty"),
+        "cut off before the last losses": text.rsplit(",", 6)[0],
+        "cut off before the last column": text.rsplit(",", 1)[0],
+    }
+
+
+@pytest.mark.parametrize("name", _spoilt())
+def test_a_csv_of_anything_else_is_a_value_error(name):
+    with pytest.raises(ValueError, match=r"\w"):
+        from_csv(_spoilt()[name])
+
+
+def test_metrics_of_a_run():
+    run = Run(Settings(), (0, 2, 4), (2.5, 2.0, 1.5), (2.6, 2.2, 2.3), (0.0, 1.0, 3.0), 0.5, 0.2, 10, -1)
+    assert (run.best, run.final, run.final_train) == pytest.approx((1.7, 1.8, 1.3))
+    assert run.overfit == pytest.approx(0.1)
+    assert run.final_norm == 3.0
+    assert not run.diverged
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_diverged_run_is_infinitely_bad(at):
+    run = dataclasses.replace(tiny.fabricate(tiny.settings()), diverged_at=at)
+    assert run.diverged
+    assert [run.best, run.final, run.final_train, run.overfit] == [math.inf] * 4
+    assert math.isnan(run.final_norm)
+
+
+def _table(losses, rates=(0.1, 0.2, 0.3), **changes) -> Runs:
+    """Runs whose best loss is losses[rate][seed]; infinity stands for a run that diverged. Seeds in falling order."""
+    runs = []
+    for rate, row in zip(rates, losses, strict=True):
+        for seed, loss in reversed(list(enumerate(row))):
+            run = tiny.fabricate(tiny.settings(learning_rate=rate, seed=seed, **changes), diverged=loss == math.inf)
+            runs.append(dataclasses.replace(run, validation_loss=(loss,) * len(run.step)))
+    return Runs(runs)
+
+
+def _seed(run: Run) -> int:
+    return run.settings.seed
+
+
+def test_selecting():
+    runs = Runs([*_table([[1.0, 2.0]] * 3, r=1), *_table([[3.0, 4.0]] * 3, r=2)])
+    assert len(runs.where(r=1)) == 6
+    assert len(runs.where(r=1, learning_rate=0.1)) == 2
+    assert len(runs.where(r=7)) == 0
+    assert runs.values("learning_rate") == [0.1, 0.2, 0.3]
+    assert runs.per_seed(_seed, r=1, learning_rate=0.2).tolist() == [0, 1], "in the order of the seeds"
+    assert runs.per_seed(lambda run: run.best, r=2, learning_rate=0.2).tolist() == [3.0, 4.0]
+
+
+def test_a_selection_of_several_runs_a_seed_is_refused():
+    runs = _table([[1.0, 2.0]] * 3)
+    with pytest.raises(ValueError, match="several runs a seed"):
+        runs.per_seed(_seed, r=8)
+    with pytest.raises(ValueError, match="several runs a seed"):
+        Runs([*runs, *_table([[1.0, 2.0]] * 3, n_train=41)]).tuned(_seed)
+
+
+def test_missing_runs_are_an_error_that_names_them():
+    runs = _table([[1.0, 2.0]] * 3)
+    with pytest.raises(MissingRunsError, match=r"'r': 7"):
+        runs.per_seed(_seed, r=7)
+    with pytest.raises(MissingRunsError, match=r"'r': 7"):
+        runs.tuned(_seed, r=7)
+    lacks_one = Runs([run for run in runs if (run.settings.seed, run.settings.learning_rate) != (1, 0.2)])
+    with pytest.raises(MissingRunsError, match=r"0\.2"):
+        lacks_one.per_seed(_seed, learning_rate=0.2)
+    with pytest.raises(MissingRunsError, match=r"0\.2"):
+        lacks_one.tuned(_seed)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [((2.4, 2.2, 2.0), 15), ((2.4, 2.1, 2.0), 10), ((2.4,), math.inf), ((2.0, 2.5, 2.5), 0), ((2.4, 2.0, 2.4), 7.5)],
+)  # fmt: skip
+def test_steps_to_a_loss_are_read_off_between_evaluations(losses, expected):
+    run = dataclasses.replace(tiny.fabricate(tiny.settings()), step=(0, 10, 20)[: len(losses)], validation_loss=losses)
+    assert steps_to(2.1)(run) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bottom", [-3.0, -2.8, -2.5, -2.3])
+def test_the_best_rate_is_found_between_those_tried(bottom):
+    rates = (3e-4, 1e-3, 3e-3, 1e-2)
+    runs = [tiny.fabricate(tiny.settings(learning_rate=rate, seed=seed)) for rate in rates for seed in (0, 1)]
+    on_grid = {3e-4: -3.5, 1e-3: -3.0, 3e-3: -2.5, 1e-2: -2.0}
+    runs = [
+        dataclasses.replace(run, validation_loss=((on_grid[run.settings.learning_rate] - bottom) ** 2,)) for run in runs
+    ]
+    assert log10_best_rate(Runs(runs)) == pytest.approx([bottom] * 2, abs=1e-9)
+
+
+def test_what_is_given_up_is_against_the_hardest_rival():
+    rng = np.random.default_rng(0)
+    loss, near, far = rng.normal(0, 1, 8), rng.normal(0, 1, 8), rng.normal(-9, 1, 8)
+    np.testing.assert_array_equal(given_up(loss, np.array([near, far])), loss - far)
+    np.testing.assert_array_equal(given_up(loss, np.array([loss, near])), loss - near)
+
+
+def test_a_column_that_does_not_exist_is_named_with_the_nearest():
+    runs = Runs([tiny.fabricate(tiny.settings())])
+    for select in (
+        lambda: runs.where(lora_alfa=1),
+        lambda: runs.values("lora_alfa"),
+        lambda: runs.per_seed(len, lora_alfa=1),
+    ):
+        with pytest.raises(ValueError, match=r"column: unknown field 'lora_alfa' \(did you mean 'lora_alpha'\?\)"):
+            select()
+
+
+def test_tuning_chooses_on_the_other_seeds():
+    """Seed 0 likes the first rate best, and the mean over all seeds does too; seeds 1 and 2 like the second."""
+    runs = _table([[0.0, 2.0, 2.0], [3.0, 1.0, 1.0], [9.0, 9.0, 9.0]])
+    assert tuned_rates(runs) == [0.2, 0.1, 0.1]
+    assert runs.tuned(lambda run: run.best).tolist() == [3.0, 2.0, 2.0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 4), st.booleans())
+def test_tuning_does_not_look_at_the_own_seed(entropy, n_seeds, n_rates, diverges):
+    losses = np.random.default_rng(entropy).uniform(1, 3, (n_rates, n_seeds))
+    rates = [0.1 * (i + 1) for i in range(n_rates)]
+    before = tuned_rates(_table(losses, rates))
+    for seed in range(n_seeds):
+        expected = np.delete(losses, seed, axis=1).mean(1).argmin()
+        assert before[seed] == rates[expected]
+        changed = losses.copy()
+        changed[:, seed] = 5 - changed[:, seed]
+        if diverges:
+            changed[expected, seed] = math.inf
+        assert tuned_rates(_table(changed, rates))[seed] == before[seed]
+
+
+def test_a_rate_at_which_another_seed_diverged_is_not_chosen():
+    """The first rate is far the best but for seed 2."""
+    runs = _table([[0.1, 0.1, math.inf], [2.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
+    assert tuned_rates(runs)[:2] == [0.2, 0.2]
+    assert runs.tuned(lambda run: run.best)[:2].tolist() == [2.0, 2.0]
+    assert np.isfinite(_table([[math.inf] * 3, [2.0] * 3, [math.inf] * 3]).tuned(lambda run: run.best)).all()
+
+
+def test_where_every_rate_diverged_tuning_gives_infinity():
+    assert _table([[math.inf] * 2] * 3).tuned(lambda run: run.best).tolist() == [math.inf] * 2
+
+
+def test_with_one_seed_tuning_takes_its_own_best():
+    assert _table([[2.0], [1.0], [math.inf]]).tuned(lambda run: run.best).tolist() == [1.0]
