@@ -22,7 +22,7 @@ ALONE = r"test_faults|test_cluster|test_ctrl_c_in_a_terminal|test_a_check_that_h
 # Then what takes longest, so that no process ends with it; the rest follows as it is collected.
 LONG = [
     r"test_a_chapter_runs.*\[(06|10)",
-    r"test_committed.*search\]",
+    r"test_committed.*-search\]",
     r"test_a_chapter_runs.*\[(11|08|09|12)",
     r"test_the_(book|teacher)",
 ]
@@ -32,8 +32,8 @@ def group(name: str) -> str:
     """Tests of one group go to one process, as they share what they compute: a file's do, but for what takes long."""
     if re.search(ALONE, name):
         return "alone"
-    if "test_committed" in name and "search]" in name:
-        return "the searches of the committed runs"
+    if "test_committed" in name and "-search]" in name:
+        return "full searches" if "[full" in name else "quick searches"
     return name if "test_tutorials" in name else name.split("::")[0]
 
 

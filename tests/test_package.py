@@ -35,7 +35,7 @@ def test_what_the_suite_spreads_by_name_is_there(pytestconfig):
     ]
     for pattern in [
         *spread.ALONE.split("|"),
-        *(one.partition(r"\[(")[0].partition(".*search")[0] for one in spread.LONG),
+        *(one.partition(r"\[(")[0].partition(".*-search")[0] for one in spread.LONG),
     ]:
         assert any(re.search(pattern, name) for name in names), pattern
     assert spread.group("tests/experiments/test_faults.py::test_x[1]") == "alone"

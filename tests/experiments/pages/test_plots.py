@@ -60,12 +60,13 @@ def test_colours_have_one_meaning_each():
     assert len(set(colours)) == len(colours)
 
 
-@pytest.fixture(autouse=True)
-def _few_searches(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _few_searches():
     """Looked-up searches take most of the time of these tests; two of them draw the same things."""
-    monkeypatch.setattr(search, "N_REPEATS", 2)
     search._searched.cache_clear()
-    yield
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(search, "N_REPEATS", 2)
+        yield
     search._searched.cache_clear()
 
 
