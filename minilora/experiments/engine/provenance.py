@@ -21,7 +21,7 @@ from minilora.data.base import BASES
 from minilora.data.names import TABLES, load_names
 from minilora.experiments.engine import runner
 from minilora.experiments.engine.runner import base
-from minilora.experiments.evidence.runs import Runs, tuned_rates
+from minilora.experiments.evidence.runs import BEST, Runs, tuned_rates
 from minilora.experiments.evidence.study import Study
 from minilora.lora import LoraConfig
 from minilora.trees import fingerprint
@@ -76,7 +76,7 @@ def _tuning(runs: Runs, group: Mapping[str, Any]) -> dict[str, Any]:
     """The learning rates tried for a group of runs, the one with the lowest mean loss, and whether it lies inside."""
     cell = runs.where(**group)
     rates = cell.values("learning_rate")
-    means = [float(np.mean(cell.per_seed(lambda run: run.best, learning_rate=rate))) for rate in rates]
+    means = [float(np.mean(cell.per_seed(BEST, learning_rate=rate))) for rate in rates]
     chosen = tuned_rates(cell)
     inside = rates[0] < min(chosen) and max(chosen) < rates[-1]
     return {"group": dict(group), "tried": rates, "mean_best_loss": [m if math.isfinite(m) else None for m in means],

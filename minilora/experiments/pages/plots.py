@@ -176,7 +176,7 @@ def by(
     if not len(values):
         raise MissingRunsError(f"no run with {where or name}")
     if tuned:
-        return [runs.tuned(metric, chosen_by, **{name: value}, **where) for value in values]
+        return [runs.tuned(metric, chosen_by or BEST, **{name: value}, **where) for value in values]
     return [runs.per_seed(metric, **{name: value}, **where) for value in values]
 
 
