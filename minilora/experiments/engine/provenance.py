@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -48,7 +48,7 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float | None) ->
     """What these numbers were made from, on what, and in what time (None: all runs were stored already)."""
     return {
         "command": f"python -m minilora.experiments {study.name}{options}",
-        "versions": versions(),
+        "versions": versions(study.packages),
         "machine": machine(),
         "platform": f"{platform.system()} {platform.machine()}",
         "code": code_version(),
@@ -63,11 +63,11 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float | None) ->
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of what computes and draws."""
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python, of what computes and draws, and of these."""
     found = {"python": platform.python_version()}
-    for name in ("minilora", "numpy", "autograd", "scipy", "matplotlib", "joblib", "optuna"):
-        with contextlib.suppress(PackageNotFoundError):  # optuna is an extra
+    for name in ("minilora", "numpy", "autograd", "scipy", "matplotlib", "joblib", *packages):
+        with contextlib.suppress(PackageNotFoundError):  # minilora may run from a clone, and others are extras
             found[name] = version(name)
     return found
 

@@ -76,6 +76,7 @@ class Study:
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # label -> the run to show names of
     headline: bool = False  # among those that run when none is asked for
     n_seeds: int = N_SEEDS  # paired seeds
+    packages: Sequence[str] = ()  # whose versions decide its numbers too, beside what every run is computed with
 
     def __post_init__(self):
         for cell in itertools.chain(self.cells, self.quick_cells):

@@ -156,4 +156,5 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
+    packages=["optuna"],
 )

@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 
 import numpy as np
+import optuna
 import pytest
 
 from minilora.experiments.evidence import searches
@@ -37,6 +38,16 @@ def test_bayes_learns_where_settings_act_by_themselves():
     losses = np.abs(PLACES - [1, 1, 2, 0]) @ [0.1, 0.1, 0.5, 0.1]
     ends = {name: np.mean([find(losses, seed)[-1] for seed in range(30)]) for name, find in SEARCHES.items()}
     assert ends["Bayesian"] < ends["random"] - 0.02
+
+
+def test_each_setting_is_sampled_by_itself(monkeypatch):
+    """Optuna 5 would sample them jointly by default, from what was asked so far."""
+    made = []
+    create = optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **given: made.append(create(**given)) or made[-1])
+    SEARCHES["Bayesian"](LOSSES, seed=0)
+    (search,) = made
+    assert search.sampler.infer_relative_search_space(search, search.trials[-1]) == {}
 
 
 def test_regrets_are_above_the_best_of_each_seed_over_repeats_of_its_own():
