@@ -219,7 +219,7 @@ def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Pa
         status = run_studies(studies, options, Path(folder))
         if status != DONE:
             return status
-        comparisons = {study.name: compare(study.name, out, Path(folder)) for study in studies}
+        comparisons = {study.name: compare(study, out, Path(folder)) for study in studies}
     print()
     for name, found in comparisons.items():
         print(f"{'same  ' if found.same else 'DIFFERS'} {name}: {found.text}")
