@@ -165,7 +165,7 @@ def minilora_imports(source):
 # A module may import those of the lines above its own, and nothing else of minilora.
 LAYERS = [
     {"autodiff", "checks", "conditions", "trees", "files"},
-    {"ops", "optim", "lora_config"},
+    {"ops", "optim", "lora_config", "command_line"},
     {"model"},
     {"lora"},
     {"train", "checkpoint"},
