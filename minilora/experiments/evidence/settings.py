@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from minilora.checks import check_fields, check_integer, check_number, check_one_of, normalize
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -33,8 +37,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for one in dataclasses.fields(self):  # 16 and 16.0 are the same run
-            object.__setattr__(self, one.name, one.type(getattr(self, one.name)))  # type: ignore[operator]
+        normalize(self, **{name: as_setting(name, value) for name, value in vars(self).items()})
+        if self.method == "lora" and self.r == 0:
+            raise ValueError("r: got 0, takes an integer of at least 1; 0 is for method='full', which has no adapter")
 
     def label(self) -> str:
         """What is running, in a few words."""
@@ -47,16 +52,57 @@ class Settings:
         return f"{self.task} n={self.n_train} {what} lr={self.learning_rate:g} seed={self.seed}"
 
 
+KINDS = {one.name: one.type for one in dataclasses.fields(Settings)}
+CHOICES = {"method": ("lora", "full")}
+ABOVE_ZERO = ("n_train", "batch_size", "steps", "evaluate_every", "evaluation_size")
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "lora_alpha": ("a finite number of at least 0", lambda x: x >= 0),
+    "lora_dropout": ("a number of at least 0 and below 1", lambda x: 0 <= x < 1),
+    "learning_rate": ("a finite number above 0", lambda x: x > 0),
+    "weight_decay": ("a finite number of at least 0", lambda x: x >= 0),
+}
+
+
+def as_setting(name: str, value: Any) -> Any:
+    """The value as a run's settings hold it: 16 and 16.0 are the same alpha, True and "True" the same init.
+
+    >>> as_setting("lora_alpha", 16)
+    16.0
+    >>> as_setting("r", 8.5)
+    Traceback (most recent call last):
+    ValueError: r: got 8.5, takes an integer of at least 0
+    """
+    if KINDS[name] is float:
+        return float(check_number(name, value, *RANGES[name]))
+    if KINDS[name] is int:
+        whole = int(value) if isinstance(value, float | np.floating) and float(value).is_integer() else value
+        return check_integer(name, whole, at_least=int(name in ABOVE_ZERO))
+    text = str(value) if name == "init_lora_weights" and isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name}: got {value!r}, takes a text")
+    if name in CHOICES:
+        check_one_of(name, text, CHOICES[name])
+    return text
+
+
 def grid(base: Mapping[str, Any], **axes: Sequence[Any] | Callable[[dict], Any]) -> list[dict[str, Any]]:
     """Every combination of the axes on top of `base`. A function is called with the others to give its value.
 
     >>> grid({"steps": 100}, r=[1, 2], lora_alpha=lambda s: 2 * s["r"])
     [{'steps': 100, 'r': 1, 'lora_alpha': 2}, {'steps': 100, 'r': 2, 'lora_alpha': 4}]
     """
-    varied = {name: values for name, values in axes.items() if not callable(values)}
+    check_fields(Settings, {**base, **axes}, "grid")
+    varied = {name: _axis(name, values) for name, values in axes.items() if not callable(values)}
     derived = {name: value for name, value in axes.items() if callable(value)}
     cells = [dict(base) | dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     return [cell | {name: value(cell) for name, value in derived.items()} for cell in cells]
+
+
+def _axis(name: str, values: Any) -> list[Any]:
+    """The values of an axis; a text would be taken letter by letter."""
+    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str) or not len(values):
+        raise ValueError(f"{name}: got {values!r}, takes a list of values, or a function of the other settings")
+    return list(values)
 
 
 FULL = {"method": "full", "r": 0, "lora_alpha": 0.0}  # settings of full fine-tuning, which has no adapter
