@@ -192,7 +192,7 @@ def minilora_imports(source):
 LAYERS = [
     {"autodiff", "checks", "conditions", "trees"},
     {"files", "ops", "optim", "lora_config"},
-    {"adapter"},
+    {"adapter", "command_line"},
     {"model", "tensors"},
     {"dataset", "lora", "peft_format"},
     {"train", "checkpoint"},

@@ -5,7 +5,6 @@ it prints; whatever differs from that, raises, or takes too long is reported wit
 tagged `raises-exception` has to end in an AssertionError, whose message is quoted too: it is for the reader to mend.
 """
 
-import argparse
 import json
 import os
 import re
@@ -15,6 +14,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from minilora.command_line import (
+    DONE,
+    FAILED,
+    Parser,
+    UsageError,
+    check_folder,
+    command,
+    complain,
+    in_a_line,
+    install,
+    leave,
+    write_file,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -59,11 +72,16 @@ def run(notebook, folder: Path, seconds: float = SECONDS) -> float:
 
     client = NotebookClient(
         notebook, timeout=max(1, round(seconds)), interrupt_on_timeout=True, allow_errors=True, kernel_name="python3",
-        extra_arguments=["--log-level=40"],
+        shutdown_kernel="immediate", extra_arguments=["--log-level=40"],
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
     begin = time.perf_counter()
-    client.execute()
+    try:
+        client.execute()
+    except BaseException as error:
+        if getattr(client, "_async_cleanup_kernel_future", None) is not None:  # how nbclient takes Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
     return time.perf_counter() - begin
 
 
@@ -165,7 +183,11 @@ def make_notebooks(out: Path, wanted: Sequence[Path]) -> list[str]:
     for path in (bar := tqdm(wanted, unit="chapter")):
         bar.set_postfix_str(path.stem)
         notebook = read(path)
-        seconds = run(notebook, out)
+        try:
+            seconds = run(notebook, out)
+        except (RuntimeError, KeyError) as error:  # its kernel died, or there is none
+            found.append(f"{path.name}: {type(error).__name__}: {in_a_line(error)}")
+            continue
         found += problems(notebook, exact)
         found += [f"{path.name}: the prose has {one}, and no cell has" for one in unbacked(notebook, ledger)]
         if seconds > SECONDS:
@@ -274,36 +296,50 @@ def with_map(index: str) -> str:
     return before + "<!-- map -->\n" + "\n".join(lines) + "\n<!-- /map -->" + rest.partition("<!-- /map -->")[2]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def chosen(numbers: Sequence[str]) -> list[Path]:
+    """The chapters with these numbers, as 6 or 06, or all; UsageError for one that there is not."""
+    known = {int(path.name[:2]): path for path in chapters()}
+    for one in numbers:
+        if not (one.isascii() and one.isdecimal() and len(one) < 5 and int(one) in known):
+            raise UsageError(f"CHAPTER: got {one!r}, takes {min(known)} to {max(known)}")
+    wanted = {int(one) for one in numbers} or set(known)
+    return [path for number, path in known.items() if number in wanted]
+
+
+@command
+def main(arguments: list[str]) -> int:
     """Make the notebooks and the book; 1 if a chapter is wrong."""
-    options = argparse.ArgumentParser(description="Run the chapters and make notebooks and an HTML book of them.")
+    options = Parser(
+        "python tutorials/book.py", "Run the chapters and make notebooks and an HTML book of them.",
+        failed="a chapter or the book is wrong",
+    )  # fmt: skip
     options.add_argument(
         "chapters", nargs="*", metavar="CHAPTER", help="numbers of chapters to run alone, no book made"
     )
-    options.add_argument("--out", type=Path, default=HERE / "_build", metavar="DIR")
+    options.add_argument("--out", type=Path, default=HERE / "_build", metavar="DIR", help="where to write")
     options.add_argument("--map", action="store_true", help="fill in the map of the index and stop")
     given = options.parse_args(arguments)
     if given.map:
         index = HERE / "README.md"
-        index.write_text(with_map(index.read_text(encoding="utf-8")), encoding="utf-8")
-        return 0
-    wanted = [path for path in chapters() if not given.chapters or path.name[:2] in given.chapters]
+        write_file(index, with_map(index.read_text(encoding="utf-8")))
+        return DONE
+    wanted = chosen(given.chapters)
+    check_folder("--out", given.out)
     notebooks, html = given.out / "notebooks", given.out / "html"
     try:
         found = make_notebooks(notebooks, wanted)
         for problem in found:
-            print(problem, file=sys.stderr)
+            complain(problem)
         if not given.chapters:
             make_book(notebooks, html)
             print(f"notebooks: {notebooks}\nbook: {html / 'index.html'}")
-    except ImportError as error:
-        print(f"error: {error}: pip install -e '.[tutorials]'", file=sys.stderr)
-        return 2
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not there: {install('tutorials')}") from error
     except subprocess.CalledProcessError:
-        print("error: Sphinx found what is wrong with the book, see above", file=sys.stderr)
-        return 1
-    return 1 if found else 0
+        complain("error: Sphinx found what is wrong with the book, see above")
+        return FAILED
+    return FAILED if found else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

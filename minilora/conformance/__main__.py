@@ -1,68 +1,73 @@
 """The command: `python -m minilora.conformance [--peer minilora|peft|loralib] [--list] [--json FILE]`."""
 
-import argparse
 import importlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from minilora.command_line import (
+    DONE,
+    FAILED,
+    Parser,
+    UsageError,
+    check_file,
+    command,
+    in_a_line,
+    install,
+    leave,
+    write_file,
+)
 from minilora.conformance.checks import CHECKS
 from minilora.conformance.interface import Implementation
-from minilora.conformance.running import NOT_OFFERED, PASS, Result, result
-from minilora.files import check_writable, replace_file, to_json
+from minilora.conformance.running import NOT_OFFERED, PASS, Result, as_implementation, result
+from minilora.files import to_json
 
 PEERS = {
     "minilora": ("minilora.conformance.peers.ours", "Minilora"),
     "peft": ("minilora.conformance.peers.peft", "Peft"),
     "loralib": ("minilora.conformance.peers.loralib", "Loralib"),
 }
-DONE, FAILED, USAGE = 0, 1, 2
 MARKS = {"pass": "ok", "fail": "FAIL", "error": "ERROR", "not offered": "-"}
 
 
 def load_peer(name: str) -> Implementation:
-    """A peer by name; ImportError in a line if its library is not there."""
+    """A peer by name; UsageError in a line if its library is not there, or does not work."""
     module, kind = PEERS[name]
     try:
-        return getattr(importlib.import_module(module), kind)()
-    except ImportError as error:
-        raise ImportError(
-            f"--peer {name} needs {error.name}: pip install torch==2.13.0, then pip install 'minilora[peers]'"
-        ) from None
+        return as_implementation(getattr(importlib.import_module(module), kind))
+    except ModuleNotFoundError as error:
+        how = install("peers", before="pip install torch==2.13.0 && ")
+        raise UsageError(f"--peer {name} needs {error.name}: {how}") from None
+    except Exception as error:
+        raise UsageError(f"--peer {name}: cannot be loaded: {type(error).__name__}: {in_a_line(error)}") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks and print the table; 0 only where none failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minilora.conformance",
-        description="Check an implementation of LoRA against the reference vectors and the bugs that others had.",
-        epilog="Exit status: 0 all that is offered holds, 1 something does not, 2 bad usage.",
+def parser() -> Parser:
+    """The command line's options."""
+    made = Parser(
+        "python -m minilora.conformance",
+        "Check an implementation of LoRA against the reference vectors and the bugs that others had.",
+        failed="something that is offered does not hold",
     )
-    parser.add_argument("--peer", choices=list(PEERS), default="minilora", help="what to check (default: minilora)")
-    parser.add_argument("--list", action="store_true", help="list the checks and stop")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table there too")
-    options = parser.parse_args(arguments)
+    made.add_argument("--peer", choices=list(PEERS), default="minilora", help="what to check (default: minilora)")
+    made.add_argument("--list", action="store_true", help="list the checks and stop")
+    made.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the table there too")
+    return made
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Run the checks and print the table; 0 only where none failed."""
+    options = parser().parse_args(arguments)
     if options.list:
         for one in CHECKS:
             print(f"{one.id:38}{one.title} [{one.source}]")
         return DONE
-    try:
-        if options.json is not None:
-            if options.json.is_dir():
-                raise IsADirectoryError(f"--json: {options.json} is a folder, takes a file")
-            check_writable(options.json.parent)
-        peer = load_peer(options.peer)
-    except (OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
+    if options.json is not None:
+        check_file("--json", options.json)
+    peer = load_peer(options.peer)
     results = show(peer)
     if options.json is not None:
         rows = [vars(one) for one in results]
-        try:
-            replace_file(options.json, to_json({"peer": options.peer, "version": peer.version, "checks": rows}))
-        except OSError as error:
-            print(f"error: --json: {error}", file=sys.stderr)
-            return FAILED
+        write_file(options.json, to_json({"peer": options.peer, "version": peer.version, "checks": rows}))
     return DONE if all(one.status in (PASS, NOT_OFFERED) for one in results) else FAILED
 
 
@@ -84,4 +89,4 @@ def show(peer: Implementation) -> list[Result]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,32 +1,27 @@
 """Make the reference vectors: `python -m minilora.conformance.make_vectors --out FOLDER`."""
 
-import argparse
-import sys
 from pathlib import Path
 
+from minilora.command_line import DONE, Parser, check_folder, command, leave, write_file
 from minilora.conformance.vectors import CONFIGS, make, to_files
-from minilora.files import check_writable, replace_file
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minilora.conformance.make_vectors", description=__doc__.partition(":")[0]
+    parser = Parser(
+        "python -m minilora.conformance.make_vectors", __doc__.partition(":")[0], failed="a file could not be written"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
     options = parser.parse_args(arguments)
-    try:
-        check_writable(options.out)
-        for name in CONFIGS:
-            described, packed = to_files(make(name))
-            replace_file(options.out / f"{name}.safetensors", packed)
-            replace_file(options.out / f"{name}.json", described)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_folder("--out", options.out)
+    for name in CONFIGS:
+        described, packed = to_files(make(name))
+        write_file(options.out / f"{name}.safetensors", packed)
+        write_file(options.out / f"{name}.json", described)
     print(f"{len(CONFIGS)} vectors written to {options.out}")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,8 +4,9 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from minilora.checks import check_number
 from minilora.conformance.checks import CHECKS
-from minilora.conformance.checks.subject import Check, Failed, Subject
+from minilora.conformance.checks.subject import TOLERANCE, Check, Failed, Subject
 from minilora.conformance.interface import Implementation
 
 SECONDS = 30.0  # that a check may take
@@ -30,18 +31,51 @@ def run(
 ) -> list[Result]:
     """A result for each check. What the implementation raises, returns or hangs in costs it that one row.
 
+    TypeError or ValueError that names the argument for one that is of another kind, before any check runs.
+
     >>> from minilora.conformance.peers.ours import Minilora
     >>> {one.status for one in run(Minilora(), CHECKS[:2])}
     {'pass'}
     """
-    made = implementation() if callable(implementation) else implementation
-    return [result(one, made, seconds) for one in checks]
+    made, chosen = as_implementation(implementation), _as_checks(checks)
+    _check_seconds(seconds)
+    return [result(one, made, seconds) for one in chosen]
 
 
-def result(one: Check, implementation: Implementation, seconds: float = SECONDS) -> Result:
+def as_implementation(given: Implementation | Callable[[], Implementation]) -> Implementation:
+    """What is given, or what it makes, if it is a class; TypeError for anything that is no Implementation."""
+    made = given() if callable(given) and not isinstance(given, Implementation) else given
+    if not isinstance(made, Implementation):
+        raise TypeError(f"implementation: got {made!r:.60}, takes an Implementation, or its class")
+    for name in ("name", "version"):
+        if not isinstance(getattr(made, name), str):
+            raise TypeError(f"implementation: {name}: got {getattr(made, name)!r}, takes a text")
+    dtype = getattr(made, "dtype", "float64")
+    if str(dtype) not in TOLERANCE:
+        raise ValueError(f"implementation: dtype: got {dtype!r}, takes one of {', '.join(map(repr, TOLERANCE))}")
+    return made
+
+
+def _as_checks(checks: Iterable[Check]) -> list[Check]:
+    found = [] if isinstance(checks, str | Check) or not isinstance(checks, Iterable) else list(checks)
+    if not found or not all(isinstance(one, Check) for one in found):
+        raise TypeError(f"checks: got {checks!r:.60}, takes Checks, at least one, as in CHECKS[:3]")
+    return found
+
+
+def _check_seconds(seconds: float) -> None:
+    takes = f"a number above 0 and below {threading.TIMEOUT_MAX:g}"
+    check_number("seconds", seconds, takes, lambda x: 0 < x < threading.TIMEOUT_MAX)
+
+
+def result(
+    one: Check, implementation: Implementation | Callable[[], Implementation], seconds: float = SECONDS
+) -> Result:
     """The result of one check, which is left behind if it takes longer than that."""
+    (one,), made = _as_checks([one]), as_implementation(implementation)
+    _check_seconds(seconds)
     found: list[tuple[str, str]] = []
-    thread = threading.Thread(target=lambda: found.append(_outcome(one, implementation)), daemon=True)
+    thread = threading.Thread(target=lambda: found.append(_outcome(one, made)), daemon=True)
     thread.start()
     thread.join(seconds)
     status, detail = found[0] if found else (ERROR, f"still running after {seconds:g} s")
@@ -67,7 +101,7 @@ def _line(error: BaseException) -> str:
 
 def check(one: Check, implementation: Implementation | Callable[[], Implementation]) -> None:
     """For pytest: nothing if it passes, AssertionError if it does not, skipped if it is not offered."""
-    found = result(one, implementation() if callable(implementation) else implementation)
+    found = result(one, implementation)
     if found.status == NOT_OFFERED:
         import pytest
 

@@ -5,16 +5,14 @@ The bases that ship with minilora were made by this command: "surnames" with the
 order makes another base, as good as the first (2.135 nats per letter where "surnames" has 2.133, when last tried).
 """
 
-import argparse
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from minilora.checkpoint import save_model
-from minilora.checks import check_integer
+from minilora.command_line import DONE, FAILED, INTERRUPTED, Parser, check_folder, command, complain, integer, leave
 from minilora.data.names import surname_split
-from minilora.files import check_writable
 from minilora.model import Model, ModelConfig, init_params
 from minilora.train import DivergedError, TrainConfig, evaluate, fit
 from minilora.trees import fingerprint
@@ -34,35 +32,37 @@ def pretrain(seed: int, steps: int, config: ModelConfig) -> tuple[Model, float]:
     return history.final, evaluate(history.final, validation)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m minilora.data.pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", required=True, help="folder to write config.json and model.safetensors to")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--layers", type=int, default=ModelConfig.n_layers)
+    parser = Parser(
+        "python -m minilora.data.pretrain", __doc__.split("\n")[0], failed="it diverged, or was not written"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="for config.json and model.safetensors"
+    )
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument("--steps", type=integer(1), default=STEPS, metavar="N", help=f"default: {STEPS}")
+    parser.add_argument("--layers", type=integer(1, 100), default=ModelConfig.n_layers, metavar="N", help="default: 2")
     options = parser.parse_args(arguments)
+    check_folder("--out", options.out)
     started = time.perf_counter()
     try:
-        check_integer("seed", options.seed, at_least=0)
-        check_integer("steps", options.steps, at_least=1)
-        check_integer("layers", options.layers, at_least=1)
-        check_writable(options.out)
         model, loss = pretrain(options.seed, options.steps, ModelConfig(n_layers=options.layers))
-        made_by = f"python -m minilora.data.pretrain --seed {options.seed} --steps {options.steps}"
-        if options.layers != ModelConfig.n_layers:
-            made_by += f" --layers {options.layers}"
-        save_model(model, options.out, {"validation_loss": loss, "made_by": made_by})
-    except (ValueError, OSError, DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written", file=sys.stderr)
-        return 130
+        complain("interrupted: nothing was written")
+        return INTERRUPTED
+    except DivergedError as error:
+        complain(f"error: {error}")
+        return FAILED
+    made_by = f"python -m minilora.data.pretrain --seed {options.seed} --steps {options.steps}"
+    if options.layers != ModelConfig.n_layers:
+        made_by += f" --layers {options.layers}"
+    save_model(model, options.out, {"validation_loss": loss, "made_by": made_by})
     print(f"validation loss {loss:.4f} nats per letter, fingerprint {fingerprint(model.params)[:12]}, "
           f"{time.perf_counter() - started:.0f} s, written to {options.out}")  # fmt: skip
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

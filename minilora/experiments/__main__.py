@@ -2,35 +2,44 @@
 
 import argparse
 import contextlib
-import signal
-import sys
+import os
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from minilora.checks import nearest
+from minilora.command_line import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    Parser,
+    UsageError,
+    check_folder,
+    command,
+    complain,
+    in_a_line,
+    integer,
+    leave,
+)
 from minilora.conditions import blas_can_be_held
 from minilora.experiments.evidence.rehearsal import rehearse
 from minilora.experiments.evidence.settings import Settings
 from minilora.experiments.evidence.stats import N_SEEDS
 from minilora.experiments.evidence.study import Study, StudyError
 from minilora.experiments.studies import load_studies
-from minilora.files import check_writable, remove_abandoned
+from minilora.files import remove_abandoned
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-class UsageError(ValueError):
-    """What was asked for makes no sense; the message says what would."""
+MOST_SEEDS = 10_000  # more would fill the memory with settings before the first run
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    made = argparse.ArgumentParser(
-        prog="python -m minilora.experiments",
-        description="Run studies of what LoRA's parameters do, and write figures, numbers and verdicts.",
-        epilog="Exit status: 0 done, 1 something failed or differs, 2 bad usage, 130 interrupted.",
+    made = Parser(
+        "python -m minilora.experiments",
+        "Run studies of what LoRA's parameters do, and write figures, numbers and verdicts. "
+        "`recipe --n-train N` says what they advise.",
+        failed="something failed or differs",
     )
     made.add_argument(
         "studies", nargs="*", metavar="STUDY", help="studies to run, or 'all' (default: the headline studies)"
@@ -39,12 +48,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a small version, into figures/quick")
     made.add_argument(
         "--seeds",
-        type=_positive,
+        type=integer(1, MOST_SEEDS),
         default=None,
         metavar="N",
         help=f"paired seeds (default: the study's own, at least {N_SEEDS})",
     )
-    made.add_argument("--jobs", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
+    made.add_argument("--jobs", type=integer(1), default=None, metavar="N", help="processes (default: one a core)")
     made.add_argument("--dask", default=None, metavar="ADDRESS", help="do the runs on this Dask scheduler's workers")
     made.add_argument("--out", type=Path, default=None, metavar="DIR", help="where to write (default: figures)")
     made.add_argument("--check", action="store_true", help="run again from scratch and compare with what is in DIR")
@@ -52,55 +61,56 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, takes an integer of at least 1")
-    return int(text)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     """Do what the arguments ask for; the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["recipe"]:
+    if arguments[:1] == ["recipe"]:
         from minilora.experiments.pages import recipe
 
-        return recipe.main(given[1:])
-    options = parser().parse_args(given)
+        return recipe.main(arguments[1:])
+    options = parser().parse_args(arguments)
     out = options.out or Path("figures/quick" if options.quick else "figures")
-    try:
-        studies = choose(options.studies)
-        if options.list:
-            return list_studies(studies if options.studies else list(load_studies().values()), options)
-        for study in studies:
-            rehearse(study)
-        if options.check and not out.is_dir():
-            raise UsageError(f"--check: {out} is not there: nothing to compare with")
-        if not options.check:
-            check_writable(out)
-    except OSError as error:
-        print(f"error: --out: {error.strerror}", file=sys.stderr)
-        return USAGE
-    except (UsageError, StudyError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _interrupt)
+    studies = prepared(options, out)
+    if options.list:
+        return list_studies(studies, options)
     try:
         return check_studies(studies, options, out) if options.check else run_studies(studies, options, out)
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {how_to_go_on(options, out)}", file=sys.stderr)
+        complain(f"interrupted: {how_to_go_on(options, out)}")
         return INTERRUPTED
-    except ImportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
 
 
-def _interrupt(*_) -> None:
-    """SIGTERM, as `kill` and systems that shut down send it, ends the command as Ctrl-C does."""
-    raise KeyboardInterrupt
+def prepared(options: argparse.Namespace, out: Path) -> list[Study]:
+    """The studies that were asked for; UsageError or StudyError for what would not work, before anything runs."""
+    check_drawing()
+    try:
+        chosen = list(load_studies().values()) if options.list and not options.studies else choose(options.studies)
+        if options.list:
+            return chosen
+        for study in chosen:
+            rehearse(study)
+    except StudyError as error:
+        raise UsageError(in_a_line(error)) from error
+    if options.check and not out.is_dir():
+        raise UsageError(f"--check: {out} is not there: nothing to compare with")
+    if not options.check:
+        check_folder("--out", out)
+    return chosen
+
+
+def check_drawing() -> None:
+    """UsageError where matplotlib cannot be imported, as with a MPLBACKEND that it does not know: all studies draw."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise
+    except Exception as error:
+        backend = os.environ.get("MPLBACKEND")
+        if backend and repr(backend) in str(error):
+            raise UsageError(
+                f"MPLBACKEND: got {backend!r}, takes a backend of matplotlib, or nothing: figures are drawn without one"
+            ) from error
+        raise UsageError(f"matplotlib cannot be imported: {in_a_line(error)}") from error
 
 
 def how_to_go_on(options: argparse.Namespace, out: Path) -> str:
@@ -146,7 +156,7 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
     from minilora.experiments.evidence.ledger import claim_rows, in_order
     from minilora.experiments.pages import folder
 
-    folder.read_claims(out)  # what cannot be added to is better known now
+    folder.check_folder(out)  # what cannot be added to is better known now
     for place in (out, out / "runs"):
         remove_abandoned(place)
     store = Store(out / "runs", options.fresh)
@@ -159,7 +169,10 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
             try:
                 rows += run_study(study, todo[study.name], store, cluster, progress, options, out)
             except RunFailedError as error:
-                progress.say(f"{study.name}: {error}; no figure made")
+                progress.say(f"{study.name}: {in_a_line(error)}; no figure made")
+                status = FAILED
+            except StudyError as error:
+                progress.say(f"{in_a_line(error)}; its runs are stored, its files as they were")
                 status = FAILED
     folder.print_verdicts(claim_rows(in_order(rows)))
     if rows:
@@ -227,7 +240,4 @@ def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Pa
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # before there was anything to keep
-        sys.exit(INTERRUPTED)
+    leave(main())

@@ -259,16 +259,17 @@ def test_a_peer_that_is_not_installed_is_a_line(peer, capsys, monkeypatch):
     assert __main__.main(["--peer", peer]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: --peer {peer} needs ")
-    assert "pip install" in error
+    assert 'in a clone of minilora, pip install torch==2.13.0 && pip install -e ".[peers]"' in error
     assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments", [["--peer", "torchtune"], ["--json"], ["--pear", "peft"]], ids=str)
 def test_bad_usage_is_2(arguments, capsys):
-    with pytest.raises(SystemExit) as left:
-        __main__.main(arguments)
-    assert left.value.code == 2
-    assert capsys.readouterr().err
+    assert __main__.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert len(shown.err.splitlines()) == 1
 
 
 def test_a_file_that_cannot_be_written_is_known_before_the_checks(tmp_path, capsys, monkeypatch):
@@ -276,6 +277,99 @@ def test_a_file_that_cannot_be_written_is_known_before_the_checks(tmp_path, caps
     monkeypatch.setattr(running, "result", lambda *arguments: pytest.fail("ran first"))
     assert __main__.main(["--json", str(tmp_path / "file" / "table.json")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            OSError("libtorch.so: cannot open shared object file"),
+            "OSError: libtorch.so: cannot open shared object file",
+        ),
+        (ImportError("cannot import name 'LoraConfig' from 'peft'", name="peft"), "ImportError: cannot import name"),
+    ],
+    ids=["a library that does not load", "another version"],
+)
+def test_a_peer_that_is_there_and_broken_is_not_said_to_be_missing(raised, says, capsys, monkeypatch):
+    def broken(module):
+        raise raised
+
+    monkeypatch.setattr(__main__.importlib, "import_module", broken)
+    assert __main__.main(["--peer", "peft"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --peer peft: cannot be loaded: {says}")
+    assert "pip install" not in error
+
+
+def test_ctrl_c_is_a_line(capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "show", interrupted)
+    assert __main__.main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_table_that_cannot_be_written_at_the_end_is_named(tmp_path, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minilora.command_line.replace_file", full)
+    monkeypatch.setattr(__main__, "CHECKS", CHECKS[:1])
+    assert __main__.main(["--json", str(tmp_path / "table.json")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'table.json'}: No space left on device\n"
+
+
+# --- arguments ---
+
+
+class Half(Minilora):
+    """minilora in a precision without a tolerance."""
+
+    dtype = "float16"
+
+
+class Unnamed(Minilora):
+    """A version that is no text."""
+
+    version = 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ((None,), TypeError, "implementation: got None, takes an Implementation, or its class"),
+        ((dict,), TypeError, r"implementation: got \{\}, takes an Implementation"),
+        ((Unnamed,), TypeError, "implementation: version: got 2, takes a text"),
+        ((Half,), ValueError, "implementation: dtype: got 'float16', takes one of 'float64', 'float32'"),
+        ((Minilora, "logits"), TypeError, "checks: got 'logits', takes Checks"),
+        ((Minilora, ["logits"]), TypeError, r"checks: got \['logits'\], takes Checks"),
+        ((Minilora, CHECKS[0]), TypeError, "checks: got Check.*, takes Checks"),
+        ((Minilora, []), TypeError, r"checks: got \[\], takes Checks, at least one"),
+        ((Minilora, CHECKS[:1], 0), ValueError, "seconds: got 0, takes a number above 0"),
+        ((Minilora, CHECKS[:1], float("inf")), ValueError, "seconds: got inf"),
+        ((Minilora, CHECKS[:1], 1e300), ValueError, r"seconds: got 1e\+300"),
+        ((Minilora, CHECKS[:1], "3"), ValueError, "seconds: got '3'"),
+        ((Minilora, CHECKS[:1], True), ValueError, "seconds: got True"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_arguments_of_another_kind_are_refused_by_name_before_any_check(arguments, error, says, monkeypatch):
+    monkeypatch.setattr(running, "_outcome", lambda *arguments: pytest.fail("ran first"))
+    with pytest.raises(error, match=says):
+        conformance.run(*arguments)
+
+
+def test_one_check_takes_what_many_take():
+    for given in (Minilora, Minilora(), lambda: Minilora()):
+        assert result(BY_ID["logits"], given).status == PASS
+        conformance.check(BY_ID["logits"], given)
+        assert conformance.run(given, (one for one in CHECKS[:1]))[0].status == PASS
+    for call in (result, conformance.check):
+        with pytest.raises(TypeError, match="checks: got"):
+            call("logits", Minilora)
+        with pytest.raises(TypeError, match="implementation: got 3"):
+            call(BY_ID["logits"], 3)
 
 
 def test_results_are_plain():

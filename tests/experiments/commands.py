@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 from experiments import tiny
+from minilora.command_line import leave
 from minilora.experiments import __main__ as command
 command.load_studies = lambda: tiny.STUDIES
-sys.exit(command.main(sys.argv[1:]))
+leave(command.main(sys.argv[1:]))
 """
 
 
@@ -23,6 +25,35 @@ def start(*arguments, before: str = "", **more) -> subprocess.Popen:
     """Begin the command; `before` is Python to run first."""
     return subprocess.Popen([sys.executable, "-c", before + PROGRAM, *map(str, arguments)], cwd=TESTS, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **more)  # fmt: skip
+
+
+def at_a_terminal(*arguments, when, press=b"\x03") -> tuple[int, str]:
+    """Run the command at a terminal, and press Ctrl-C once `when()` holds: (exit status, what is shown after).
+
+    The terminal sends SIGINT to the command and all its workers. A shell keeps it open for those that outlive it.
+    """
+    import pty
+
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(TESTS)
+        shell = 'trap : INT; "$@"; status=$?; sleep 0.7; exit $status'
+        os.execvp("sh", ["sh", "-c", shell, "sh", sys.executable, "-c", PROGRAM, *map(str, arguments)])
+    shown, pressed, begin = b"", -1, time.monotonic()
+    while time.monotonic() - begin < 120:
+        if select.select([terminal], [], [], 0.01)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # nobody has it open any more
+                break
+        if pressed < 0 and when():
+            pressed = len(shown)
+            for i in range(len(press)):
+                time.sleep(0.05 * bool(i))
+                os.write(terminal, press[i : i + 1])
+    os.close(terminal)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return status, shown[pressed:].decode().replace("\r\n", "\n")
 
 
 def whole(*arguments, **more) -> subprocess.Popen:

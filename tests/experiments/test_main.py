@@ -1,8 +1,10 @@
 """The command: what it prints, writes and returns, and that it can be stopped and started again."""
 
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from minilora.experiments.engine import runner
 from minilora.experiments.engine.store import Store
 from minilora.experiments.studies import load_studies
 
-from . import tiny
+from . import commands, tiny
 
 TESTS = Path(__file__).parents[1]
 
@@ -120,6 +122,43 @@ def test_a_check_needs_something_to_compare_with(run, capsys, out):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("arguments", [["--list"], ["rank", "--quick"], ["rank", "--check"]], ids=str)
+def test_an_unknown_backend_of_matplotlib_is_named_as_what_it_is(tmp_path, arguments):
+    done = subprocess.run([sys.executable, "-m", "minilora.experiments", *arguments, "--out", str(tmp_path / "out")],
+                          capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "zzz"})  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: MPLBACKEND: got 'zzz', takes a backend of matplotlib, or nothing: figures are drawn without one\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_matplotlib_that_does_not_load_is_not_a_study_s_fault(run, capsys, monkeypatch):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "matplotlib":
+                raise OSError("libfreetype.so: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "matplotlib")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert run("tiny") == 2
+    assert capsys.readouterr().err == (
+        "error: matplotlib cannot be imported: libfreetype.so: cannot open shared object file\n"
+    )
+
+
+@pytest.mark.parametrize("raised", [OSError(2, "No such file", "names.txt"), ValueError("names.txt: empty")])
+def test_what_fails_while_studies_are_prepared_is_not_said_of_out(run, capsys, monkeypatch, raised):
+    def broken():
+        raise raised
+
+    monkeypatch.setattr(command, "load_studies", broken)
+    assert run("tiny") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: names.txt: ")
+    assert "--out" not in error
+
+
 # --- running ---
 
 
@@ -194,6 +233,32 @@ def test_a_failing_run_fails_its_study_and_not_the_others(run, out, capsys):
     assert names >= {"tiny.svg", "tiny.csv", "claims.json"}
     assert not names & {"bad.svg", "bad.csv"}
     assert len(list((out / "runs").glob("*.json"))) == 3, "the study's other run is stored"
+
+
+def _broken(*arguments):
+    raise RuntimeError("no such\naxes")
+
+
+@pytest.mark.parametrize("part", ["draw", "measure"])
+def test_a_study_s_own_functions_fail_it_by_its_name_and_not_the_others(run, out, capsys, monkeypatch, part):
+    """Found when its runs are done: they are stored, none of its files is written, and the next study has its turn."""
+    if part == "draw":
+        broken, says = dataclasses.replace(tiny.TINY, draw=_broken), "study tiny: draw: RuntimeError: no such axes;"
+    else:
+        contrast = dataclasses.replace(tiny.EXACT, measure=_broken)
+        broken = dataclasses.replace(tiny.TINY, contrasts=[contrast])
+        says = "study tiny: R1: measure: RuntimeError: no such axes;"
+        monkeypatch.setattr(command, "rehearse", lambda study: None)
+    monkeypatch.setattr(command, "load_studies", lambda: tiny.STUDIES | {"tiny": broken})
+    assert run("tiny", "other", "--seeds", "2") == 1
+    shown = capsys.readouterr()
+    assert f"{says} its runs are stored, its files as they were" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+    assert {path.name for path in out.iterdir() if path.name.startswith(("tiny", "other"))} == {
+        "other.csv",
+        "other.svg",
+    }
+    assert len(list((out / "runs").glob("*.json"))) == 6
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the runs that overflow; the command ignores them too
@@ -356,6 +421,46 @@ def test_a_blas_that_cannot_be_held_is_a_line(run, capsys, monkeypatch, held):
     assert run("tiny", "--seeds", "2") == 0
     expected = "warning: no BLAS that can be held to one thread: slower, and the last bits may be others"
     assert [line for line in capsys.readouterr().out.splitlines() if "BLAS" in line] == [expected] * (not held)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")
+@pytest.mark.parametrize(
+    ("n_files", "press"),
+    [(-1, b"\x03"), (0, b"\x03"), (1, b"\x03"), (4, b"\x03\x03\x03")],
+    ids=["at once", "before the first run", "after it", "three times"],
+)
+def test_ctrl_c_at_a_terminal_is_one_line(out, n_files, press):
+    """Whatever the workers do then, as importing; and nothing of semaphores that they leave."""
+    begin = time.monotonic()
+
+    def when():
+        if n_files <= 0:
+            return (out / "runs").exists() and time.monotonic() - begin > 0.4 * (n_files + 1)
+        return len(commands.stored(out)) >= n_files
+
+    status, shown = commands.at_a_terminal("slow", "--seeds", "4", "--jobs", "2", "--out", out, when=when, press=press)
+    assert status == 130
+    lines = [line for line in re.sub(r"(\^C|\x1b\[\w)", "", shown).split("\n") if line.strip() and "\r" not in line]
+    assert lines == [
+        f"interrupted: every finished run is stored in {out / 'runs'}; the same command goes on from there"
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a pipe")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_reader_that_goes_away_ends_a_long_command_and_its_workers_without_a_word(out, jobs):
+    process = commands.start("slow", "tiny", "other", "--seeds", "2", "--jobs", jobs, "--out", out)
+    try:
+        assert process.stdout.readline().startswith("14 runs in 3 studies")
+        process.stdout.close()  # as `head -1` does
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == ""
+        assert _wait_until(lambda: not _alive(process.pid), seconds=10), "workers outlive the command"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stderr.close()
+    assert len(commands.stored(out)) >= 8, "what was done is kept"
 
 
 def test_the_command_itself(tmp_path):

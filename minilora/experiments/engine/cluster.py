@@ -6,13 +6,14 @@ results, which are small; every worker has minilora installed, in the very versi
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from minilora.command_line import UsageError, in_a_line, install
 from minilora.experiments.engine import provenance, workers
 from minilora.experiments.engine.runner import Stack
 
 SECONDS = 10  # to wait for a scheduler that does not answer
 
 
-class ClusterError(OSError):
+class ClusterError(UsageError):
     """The cluster cannot be used; the message says why."""
 
 
@@ -23,13 +24,14 @@ class Cluster:
         """ClusterError where no scheduler answers or a worker has other code, ImportError without Dask."""
         try:
             import distributed
+            from distributed.comm.addressing import get_address_host_port, normalize_address
         except ImportError:
-            raise ImportError("--dask needs Dask: pip install 'minilora[cluster]'") from None
+            raise ImportError(f"--dask needs Dask: {install('cluster')}") from None
         try:
+            get_address_host_port(normalize_address(address))  # Client waits long over what lacks a port
             self.client = distributed.Client(address, timeout=SECONDS, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
-            what = str(error).splitlines()[0]
-            raise ClusterError(f"--dask: no scheduler answers at {address!r} ({what})") from None
+            raise ClusterError(f"--dask: no scheduler answers at {address!r} ({in_a_line(error)})") from None
         try:
             check_workers(self.client.run(provenance.code_version))
         except ClusterError:
@@ -61,7 +63,7 @@ class Cluster:
                 else:
                     error = future.exception()
                     for settings in stack:
-                        yield settings, {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+                        yield settings, {"error": f"{type(error).__name__}: {in_a_line(error)}"}
                 future.release()
         finally:
             self.client.cancel(list(futures))

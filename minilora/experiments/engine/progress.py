@@ -81,8 +81,8 @@ class Progress:
             f"{len(unique)} runs in {len(studies)} {'study' if len(studies) == 1 else 'studies'}; "
             f"{len(unique) - len(missing)} are stored already, {len(missing)} to do{self._on_workers()}"
         )
-        for path in store.damaged:
-            self.say(f"warning: {path}: a stored run that could not be read was set aside, and is done again")
+        for path, why in store.damaged.items():
+            self.say(f"warning: {path}: a stored run was set aside, and is done again ({why})")
 
     def __enter__(self):
         return self

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from minilora import generate, model
 from minilora.data import names, planted
 from minilora.data.base import load_base
-from minilora.experiments.evidence.runs import CONSTANT, MEASURED, Run
+from minilora.experiments.evidence.runs import CONSTANT, MEASURED, Run, check_run
 from minilora.experiments.evidence.settings import Settings
 from minilora.lora import Adapter, LoraConfig, count_parameters, weight_changes
 from minilora.stack import FineTuning, fit_stack
@@ -157,16 +156,12 @@ def write_names(start: model.Model, trained: Adapter | model.Model, seed: int) -
     return generate.sample_names(trained, N_SAMPLES, rng)
 
 
-def as_run(settings: Settings, result: dict[str, Any]) -> Run:
-    """A stored result as a `Run`; ValueError, KeyError or TypeError for what is none."""
+def as_run(settings: Settings, result: Mapping[str, Any]) -> Run:
+    """A stored result as a `Run`; ValueError, KeyError or TypeError for what is none of a run with these settings."""
     measured: dict[str, Any] = {name: tuple(result[name]) for name in MEASURED}
-    lengths = {len(one) for one in measured.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"got measurements of lengths {sorted(lengths)}, takes one length for all, at least 1")
-    constant = {name: result[name] for name in CONSTANT}
-    for number in (*itertools.chain(*measured.values()), *constant.values()):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise TypeError(f"got {number!r} among the measurements, takes numbers")
-    if not all(isinstance(name, str) for name in result["samples"]):
-        raise TypeError("samples: takes names")
-    return Run(settings, **measured, **constant)
+    run = Run(settings, **measured, **{name: result[name] for name in CONSTANT})
+    check_run(run)
+    samples, n = result["samples"], 0 if run.diverged else N_SAMPLES
+    if not isinstance(samples, list) or len(samples) != n or not all(isinstance(one, str) for one in samples):
+        raise ValueError(f"samples: got {samples!r}, takes a list of {n} names")
+    return run

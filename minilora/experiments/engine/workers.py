@@ -3,13 +3,17 @@
 A worker that dies takes with it what it was doing and nothing else: that is tried again, twice at most, alone.
 """
 
+import contextlib
 import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from minilora.conditions import one_blas_thread
 from minilora.experiments.engine import runner
@@ -50,12 +54,12 @@ def run_all(
     missing = runner.stacks(settings for settings in todo if settings not in results)
     failures = []
     for settings, result in outcomes(missing, jobs, cluster):
-        if "error" in result:
-            failures.append(f"{settings.label()}: {result['error']}")
+        wrong = result["error"] if "error" in result else store.put(settings, result)
+        if wrong:
+            failures.append(f"{settings.label()}: {wrong}")
         else:
-            store.put(settings, result)
             results[settings] = result
-        done(settings, "error" in result)
+        done(settings, bool(wrong))
     if failures:
         raise RunFailedError(f"{len(failures)} of {len(todo)} runs failed, the first: {failures[0]}")
     return {settings: results[settings] for settings in todo}
@@ -106,24 +110,62 @@ def _parallel(stacks: Sequence[Stack], jobs: int, begun: list[Stack]) -> Iterato
     """(stack, its outcomes) as they end; `begun` gets each stack as it is handed to a worker."""
     from joblib.externals.loky import get_reusable_executor
 
-    pool = get_reusable_executor(max_workers=min(jobs, len(stacks)))
     waiting, running = iter(stacks), {}
+    with _deaf_children():
+        pool = get_reusable_executor(max_workers=min(jobs, len(stacks)))
+
+    def begin(stack: Stack) -> None:
+        begun.append(stack)
+        with _deaf_children():  # this is what starts the processes
+            running[pool.submit(in_worker, stack)] = stack
+
     try:
         for stack in itertools.islice(waiting, min(jobs, len(stacks))):
-            begun.append(stack)
-            running[pool.submit(in_worker, stack)] = stack
+            begin(stack)
         while running:
             future = _first_done(running)
             stack = running.pop(future)
             found = future.result()
             following = next(waiting, None)
             if following is not None:
-                begun.append(following)
-                running[pool.submit(in_worker, following)] = following
+                begin(following)
             yield stack, found
     except BaseException:  # a worker died, or Ctrl-C, or nobody listens any more
-        pool.shutdown(wait=True, kill_workers=True)
+        with _quiet_threads():
+            pool.shutdown(wait=True, kill_workers=True)
         raise
+
+
+@contextlib.contextmanager
+def _quiet_threads():
+    """The pool's own thread may look for the work that was submitted last, when killing has just thrown it away."""
+    before = threading.excepthook
+    threading.excepthook = lambda raised: None if raised.exc_type is KeyError else before(raised)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextlib.contextmanager
+def _deaf_children():
+    """Processes that begin inside do not hear Ctrl-C, which a terminal sends to all: this one ends them.
+
+    A worker that hears it while it imports prints a traceback. Here Ctrl-C comes when the block is left, so that no
+    semaphore is made that nobody removes.
+    """
+    from joblib.externals.loky.backend import resource_tracker as loky_tracker
+
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    for tracker in (resource_tracker, loky_tracker):
+        tracker.ensure_running()  # before, as starting one lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _first_done(running):
@@ -132,10 +174,15 @@ def _first_done(running):
 
 
 def in_worker(stack: Stack) -> list[Outcome]:
-    """`guarded`, in a process that leaves Ctrl-C to the command, which stops its workers."""
+    """`guarded`, in a process that leaves Ctrl-C to the command, which stops its workers.
+
+    They are killed. A semaphore that one has then is told on the terminal as leaked, and tqdm makes one for its first
+    bar, even one that is not shown, unless it has another lock.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the command's own way of ending
+        tqdm.set_lock(threading.RLock())
     with ONE_AT_A_TIME:
         return guarded(stack)
 

@@ -5,16 +5,16 @@ import zlib
 
 import numpy as np
 
-from minilora.experiments.evidence.runs import MissingRunsError, Run, Runs
+from minilora.experiments.evidence.runs import MissingRunsError, Run, Runs, evaluated
 from minilora.experiments.evidence.settings import Settings
 from minilora.experiments.evidence.study import Study, StudyError
 
 
 def made_up(of: Settings, diverged: bool = False) -> Run:
     """A run that might have been: losses that fall, then rise, with noise that the settings decide."""
-    steps = (*range(0, of.steps, of.evaluate_every), of.steps)
+    steps = evaluated(of)
     if diverged:
-        steps = steps[: 1 + of.seed % len(steps)]
+        steps = steps[: 1 + of.seed % (len(steps) - 1)]
     noise = np.random.default_rng(zlib.crc32(repr(of).encode())).normal(0, 0.01, len(steps))
     done = np.array(steps) / of.steps
     far = abs(math.log10(of.learning_rate) + 2.5)

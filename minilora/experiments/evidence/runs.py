@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from minilora.checks import check_fields
-from minilora.experiments.evidence.settings import Settings
+from minilora.checks import check_fields, check_number
+from minilora.experiments.evidence.settings import KINDS, Settings, as_setting
 from minilora.experiments.evidence.stats import estimate, optimum
 
 MEASURED = ("step", "train_loss", "validation_loss", "change_norm")  # one value an evaluation
@@ -69,6 +69,38 @@ class Run:
         return math.nan if self.diverged else self.change_norm[-1]
 
 
+def evaluated(settings: Settings) -> tuple[int, ...]:
+    """The steps at which a run is evaluated: its start, every so often, and its end.
+
+    >>> evaluated(Settings(steps=5, evaluate_every=2))
+    (0, 2, 4, 5)
+    """
+    return (*range(0, settings.steps, settings.evaluate_every), settings.steps)
+
+
+def check_run(run: Run) -> None:
+    """ValueError or TypeError, naming the field, unless this can be what was measured in a run with its settings."""
+    lengths = {name: len(getattr(run, name)) for name in MEASURED}
+    if len(set(lengths.values())) != 1 or not run.step:
+        raise ValueError(f"got {lengths} measurements, takes as many of each, at least 1")
+    for name in (*MEASURED, *CONSTANT):
+        values = getattr(run, name) if name in MEASURED else (getattr(run, name),)
+        whole = name in ("step", "trainable", "diverged_at")
+        for value in values:
+            if type(value) is not int and (whole or not isinstance(value, float) or not math.isfinite(value)):
+                raise TypeError(f"{name}: got {value!r}, takes {'an integer' if whole else 'a finite number'}")
+    if run.trainable < 1:
+        raise ValueError(f"trainable: got {run.trainable}, takes an integer of at least 1")
+    if not -1 <= run.diverged_at <= run.settings.steps:
+        raise ValueError(f"diverged_at: got {run.diverged_at}, takes a step of the run, or -1")
+    due = evaluated(run.settings)
+    if run.diverged:  # where the loss of an evaluation is not finite, that one is not there
+        due, until = (tuple(s for s in due if s < run.diverged_at), tuple(s for s in due if s <= run.diverged_at))
+        due = until if run.step == until else due
+    if run.step != due:
+        raise ValueError(f"step: got {run.step}, takes {due}, for {run.settings.label()}")
+
+
 Metric = Callable[[Run], float]
 START, BEST, FINAL, FINAL_TRAIN = map(attrgetter, ("start", "best", "final", "final_train"))
 OVERFIT, NORM = map(attrgetter, ("overfit", "final_norm"))
@@ -76,6 +108,7 @@ OVERFIT, NORM = map(attrgetter, ("overfit", "final_norm"))
 
 def steps_to(target: float) -> Metric:
     """The step at which the validation loss first falls to a target, between evaluations in a straight line."""
+    check_number("target", target, "a finite number", lambda x: True)
 
     def metric(run: Run) -> float:
         if run.validation_loss[0] <= target:
@@ -91,8 +124,11 @@ def steps_to(target: float) -> Metric:
 class Runs(Sequence[Run]):
     """Runs to select from by their settings."""
 
-    def __init__(self, runs: Sequence[Run]):
+    def __init__(self, runs: Iterable[Run]):
         self._runs = list(runs)
+        for one in self._runs:
+            if not isinstance(one, Run):
+                raise TypeError(f"runs: got {one!r}, takes Runs of a study")
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -101,8 +137,9 @@ class Runs(Sequence[Run]):
         return self._runs[index]
 
     def where(self, **settings: Any) -> "Runs":
-        """The runs with exactly these settings; ValueError for a column that does not exist."""
+        """The runs with exactly these settings; ValueError for a column that does not exist or cannot be that."""
         check_fields(Settings, settings, "column")
+        settings = {name: as_setting(name, value) for name, value in settings.items()}
         return Runs([run for run in self if all(getattr(run.settings, k) == v for k, v in settings.items())])
 
     def values(self, name: str) -> list[Any]:
@@ -112,6 +149,8 @@ class Runs(Sequence[Run]):
 
     def per_seed(self, metric: Metric, **settings: Any) -> np.ndarray:
         """The metric of the one run of each seed, in the order of the seeds: (seeds,)."""
+        if not callable(metric):
+            raise TypeError(f"metric: got {metric!r}, takes a function of a run, such as BEST")
         chosen = sorted(self.where(**settings), key=lambda run: run.settings.seed)
         seeds = [run.settings.seed for run in chosen]
         if len(set(seeds)) != len(seeds):
@@ -190,11 +229,16 @@ def log10_best_rate(cell: Runs, metric: Metric = BEST) -> np.ndarray:
     return optimum(np.round(2 * np.log10(rates)) / 2, losses)
 
 
-COLUMNS = [f.name for f in dataclasses.fields(Settings)] + [*MEASURED, *CONSTANT]
+SETTINGS = [one.name for one in dataclasses.fields(Settings)]
+COLUMNS = [*SETTINGS, *MEASURED, *CONSTANT]
 
 
 def to_csv(runs: Runs) -> str:
-    """Tidy: one row a run and evaluation, all settings as columns; numbers with all their digits."""
+    """Tidy: one row a run and evaluation, all settings as columns; numbers with all their digits.
+
+    ValueError or TypeError for runs that `from_csv` would not give back.
+    """
+    check_runs(runs)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -205,33 +249,49 @@ def to_csv(runs: Runs) -> str:
     return text.getvalue()
 
 
+def check_runs(runs: Sequence[Run]) -> None:
+    """What a table holds: each run once, with measurements that can be its own."""
+    seen = set()
+    for run in runs:
+        check_run(run)
+        if run.settings in seen:
+            raise ValueError(f"got a run twice: {run.settings.label()}")
+        seen.add(run.settings)
+
+
 def from_csv(text: str) -> Runs:
-    """The runs of a CSV that `to_csv` wrote; ValueError if it is anything else."""
-    reader = csv.DictReader(io.StringIO(text))
+    """The runs of a CSV that `to_csv` wrote, whatever its line ends; ValueError if it is anything else."""
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))
     if reader.fieldnames != COLUMNS:
         raise ValueError(f"columns: got {reader.fieldnames}, takes {COLUMNS}")
-    rows = list(reader)
-    for number, row in enumerate(rows, start=2):
+    rows: dict[tuple[str, ...], list[dict[str, str]]] = {}  # by settings
+    for number, row in enumerate(reader, start=2):
         if None in row or None in row.values():
             raise ValueError(f"line {number}: got another number of values, takes {len(COLUMNS)}")
-    return Runs(list(_grouped(rows)))
+        rows.setdefault(tuple(row[name] for name in SETTINGS), []).append(row)
+    runs = Runs([_run(of_run) for of_run in rows.values()])
+    try:
+        check_runs(runs)
+    except TypeError as error:  # an infinite number
+        raise ValueError(str(error)) from None
+    return runs
 
 
-def _grouped(rows) -> Iterator[Run]:
-    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
-    runs: dict[Settings, list[dict[str, str]]] = {}
-    for row in rows:
-        settings = Settings(**{name: kinds[name](row[name]) for name in kinds})  # type: ignore[operator]
-        runs.setdefault(settings, []).append(row)
-    for settings, rows_of_run in runs.items():
-        yield Run(
-            settings,
-            step=tuple(int(row["step"]) for row in rows_of_run),
-            train_loss=tuple(float(row["train_loss"]) for row in rows_of_run),
-            validation_loss=tuple(float(row["validation_loss"]) for row in rows_of_run),
-            change_norm=tuple(float(row["change_norm"]) for row in rows_of_run),
-            floor=float(rows_of_run[0]["floor"]),
-            train_floor=float(rows_of_run[0]["train_floor"]),
-            trainable=int(rows_of_run[0]["trainable"]),
-            diverged_at=int(rows_of_run[0]["diverged_at"]),
-        )
+def _run(rows: list[dict[str, str]]) -> Run:
+    """The run of these rows, which differ in what was measured alone."""
+    first = rows[0]
+    for name in CONSTANT:
+        if any(row[name] != first[name] for row in rows):
+            raise ValueError(f"{name}: got several values in one run, of seed {first['seed']}")
+    settings = Settings(**{name: KINDS[name](first[name]) for name in SETTINGS})  # type: ignore[operator]
+    return Run(
+        settings,
+        step=tuple(int(row["step"]) for row in rows),
+        train_loss=tuple(float(row["train_loss"]) for row in rows),
+        validation_loss=tuple(float(row["validation_loss"]) for row in rows),
+        change_norm=tuple(float(row["change_norm"]) for row in rows),
+        floor=float(first["floor"]),
+        train_floor=float(first["train_floor"]),
+        trainable=int(first["trainable"]),
+        diverged_at=int(first["diverged_at"]),
+    )

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minilora.command_line import in_a_line
 from minilora.experiments.engine.provenance import machine, versions
-from minilora.experiments.evidence.ledger import all_contrasts
-from minilora.experiments.evidence.runs import CONSTANT, MEASURED, Run, Runs, from_csv
+from minilora.experiments.evidence.ledger import Row, all_contrasts
+from minilora.experiments.evidence.runs import CONSTANT, MEASURED, Run, Runs
 from minilora.experiments.evidence.study import Study
-from minilora.experiments.pages.folder import read_claims
-from minilora.files import read_json
+from minilora.experiments.pages.stored import read_claims, read_provenance, read_runs, same_text
 
 # Between machines the last bits differ, and training amplifies them: see CONTRIBUTING.md for how these were measured.
 MEAN_TOLERANCE = 0.01  # nats: mean over all evaluations of |difference| in a loss
@@ -30,19 +30,26 @@ class Comparison:
 
 
 def compare(study: Study, committed: Path, rerun: Path) -> Comparison:
-    """A study's CSV, claims and figure in two folders: to the bit on the machine that made them, else nearly."""
+    """A study's CSV, claims and figure in two folders: to the bit on the machine that made them, else nearly.
+
+    Line ends are not compared.
+    """
     name = study.name
-    old_csv, new_csv = committed / f"{name}.csv", rerun / f"{name}.csv"
+    old_csv = committed / f"{name}.csv"
     if not old_csv.exists():
         return Comparison(False, f"{old_csv} is not there: nothing to compare with")
-    old, new = from_csv(old_csv.read_text()), from_csv(new_csv.read_text())
+    try:
+        old, made_by = read_runs(committed, name), read_provenance(committed).get(name, {})
+        stored = _claims(committed, name)
+    except ValueError as error:  # of what is committed; the other studies are compared all the same
+        return Comparison(False, in_a_line(error))
+    new = read_runs(rerun, name)
     missing, extra = _unmatched(old, new), _unmatched(new, old)
     if missing or extra:
         return Comparison(False, f"{missing} stored runs were not done again, {extra} new ones are not stored")
-    made_by = read_json(committed / "provenance.json").get(name, {}) if (committed / "provenance.json").exists() else {}
     if made_by.get("machine") == machine() and _same_versions(made_by, (*COMPUTING, *study.packages)):
         return _bit_for_bit(name, committed, rerun, made_by, old, new)
-    return _within_tolerance(name, committed, rerun, old, new)
+    return _within_tolerance(stored, _claims(rerun, name), old, new)
 
 
 def _unmatched(one: Runs, other: Runs) -> int:
@@ -56,7 +63,7 @@ def _same_versions(made_by: dict[str, Any], packages: Sequence[str]) -> bool:
 
 def _bit_for_bit(name: str, committed: Path, rerun: Path, made_by, old: Runs, new: Runs) -> Comparison:
     rows = sum(len(run.step) for run in old)
-    if (committed / f"{name}.csv").read_bytes() != (rerun / f"{name}.csv").read_bytes():
+    if not same_text(committed / f"{name}.csv", rerun / f"{name}.csv"):
         return Comparison(
             False, f"differs: {_largest_difference(old, new)}; on this machine it should be bit for bit the same"
         )
@@ -69,16 +76,16 @@ def _bit_for_bit(name: str, committed: Path, rerun: Path, made_by, old: Runs, ne
     figure = committed / f"{name}.svg"
     if not figure.exists():
         return Comparison(False, f"{figure} is not there")
-    if figure.read_bytes() != (rerun / f"{name}.svg").read_bytes():
+    if not same_text(figure, rerun / f"{name}.svg"):
         return Comparison(False, "the numbers are the same, but not the figure drawn of them")
     return Comparison(True, f"identical bit for bit: {len(old)} runs, {rows} rows, the claims and the figure")
 
 
-def _within_tolerance(name: str, committed: Path, rerun: Path, old: Runs, new: Runs) -> Comparison:
+def _within_tolerance(before: list[Row], after: list[Row], old: Runs, new: Runs) -> Comparison:
     differences = [d for _, d in _differences(old, new)]
     mean = sum(differences) / len(differences)
-    moved = {(row["id"], row["prediction"]): row for row in _claims(rerun, name)}
-    stored = {(row["id"], row["prediction"]): row for row in _claims(committed, name)}
+    moved = {(row["id"], row["prediction"]): row for row in after}
+    stored = {(row["id"], row["prediction"]): row for row in before}
     if moved.keys() != stored.keys():
         return Comparison(False, "the claims stored are not the claims that the study makes now")
     worst = max((_movement(row, moved[key]) for key, row in stored.items()), default=0.0)
@@ -94,7 +101,7 @@ def _within_tolerance(name: str, committed: Path, rerun: Path, old: Runs, new: R
     return Comparison(same, text + "".join(f"; here {one}" for one in flipped))
 
 
-def _claims(folder: Path, name: str) -> list[dict[str, Any]]:
+def _claims(folder: Path, name: str) -> list[Row]:
     return [row for row in all_contrasts(read_claims(folder)) if row["study"] == name]
 
 
@@ -122,6 +129,9 @@ def _differences(old: Runs, new: Runs) -> list[tuple[str, float]]:
 
 def _largest_difference(old: Runs, new: Runs) -> str:
     where, largest = max(_differences(old, new), key=lambda pair: pair[1])
-    if largest == 0:
-        return f"no loss does, but one of {', '.join((*MEASURED, *CONSTANT))} or the order of the rows"
-    return f"by up to {largest:.3g} nats, in {where}"
+    if largest > 0:
+        return f"by up to {largest:.3g} nats, in {where}"
+    found = {run.settings: run for run in new}
+    others = [name for name in (*MEASURED, *CONSTANT)
+              if any(getattr(run, name) != getattr(found[run.settings], name) for run in old)]  # fmt: skip
+    return f"no loss does, but {', '.join(others) or 'the order of the rows, or how numbers are written'}"

@@ -1,72 +1,86 @@
 """What a study leaves behind: CSV, figure, the ledger, samples, provenance."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from minilora.command_line import in_a_line, write_file
 from minilora.experiments.engine.provenance import provenance
 from minilora.experiments.engine.runner import as_run, base, write_names
-from minilora.experiments.evidence.claims import ARTICLE
 from minilora.experiments.evidence.ledger import Row, all_contrasts, claim_rows, contrast_row, in_order, result_text
 from minilora.experiments.evidence.runs import Runs, to_csv
 from minilora.experiments.evidence.settings import Settings
 from minilora.experiments.evidence.stats import N_SEEDS
-from minilora.experiments.evidence.study import Study
+from minilora.experiments.evidence.study import Contrast, Study, StudyError
 from minilora.experiments.pages import overview, plots
 from minilora.experiments.pages.ledger import ledger_page
-from minilora.files import from_json, read_json, replace_file, to_json
-
-CLAIM_KEYS = {
-    "id", "statement", "study", "prediction", "smallest_effect", "effect", "interval", "unit", "n_seeds", "verdict",
-    "regime", "figure", "command", "contrasts", "result", "verdict_holm", "paper", "exact",
-}  # fmt: skip
+from minilora.experiments.pages.stored import (
+    check_claims,
+    check_provenance,
+    check_samples,
+    read_claims,
+    read_provenance,
+    read_samples,
+)
+from minilora.files import to_json
 
 
 def write_study(
     study: Study, runs: Runs, samples: dict[str, list[str]], out: Path, options: str, seconds: float | None
 ) -> list[Row]:
-    """Write all of a study's files into `out`; contrasts of other studies that are there stay. Returns its own."""
-    rows = [row for one in study.contrasts if (row := contrast_row(study, one, runs, options)) is not None]
-    replace_file(out / f"{study.name}.csv", to_csv(runs))
-    replace_file(out / f"{study.name}.svg", plots.to_svg(study.draw, runs, samples))
+    """Write all of a study's files into `out`; contrasts of other studies that are there stay. Returns its own.
+
+    Everything is made and checked before the first file is written. StudyError for a contrast or a figure that fails.
+    """
+    table_of_runs = to_csv(runs)
+    rows = [row for one in study.contrasts if (row := _contrast(study, one, runs, options)) is not None]
+    drawn = _of_study(f"study {study.name}: draw", plots.to_svg, study.draw, runs, samples)
     others = [row for row in all_contrasts(read_claims(out)) if row["study"] != study.name]
     ledger = claim_rows(in_order(others + rows))
-    replace_file(out / "claims.json", to_json(ledger))
-    everything = _read_or_empty(out / "provenance.json")
-    written = _read_or_empty(out / "samples.json")
+    written, everything = read_samples(out), read_provenance(out)
     if samples:
         written[study.name] = samples
-        replace_file(out / "samples.json", to_json(written))
-    replace_file(out / "CLAIMS.md", ledger_page(ledger, written))
+        check_samples(written)
     if seconds is None:
         seconds = everything.get(study.name, {}).get("seconds")
     everything[study.name] = provenance(study, runs, options, seconds)
-    replace_file(out / "provenance.json", to_json(dict(sorted(everything.items()))))
+    contents = {
+        f"{study.name}.csv": table_of_runs,
+        f"{study.name}.svg": drawn,
+        "claims.json": to_json(check_claims(ledger)),
+        "CLAIMS.md": ledger_page(ledger, written),
+        "provenance.json": to_json(check_provenance(dict(sorted(everything.items())))),
+    }
+    if samples:
+        contents["samples.json"] = to_json(written)
+    for name, content in contents.items():
+        write_file(out / name, content)
     return rows
+
+
+def _contrast(study: Study, contrast: Contrast, runs: Runs, options: str) -> Row | None:
+    return _of_study(f"study {study.name}: {contrast.claim}: measure", contrast_row, study, contrast, runs, options)
+
+
+def _of_study(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a study's own function gives; StudyError that names it for whatever it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise StudyError(f"{what}: {type(error).__name__}: {in_a_line(error)}") from error
 
 
 def write_overview(out: Path) -> list[Row]:
     """Draw all claims that are in `out` into overview.svg; the claims."""
     ledger = read_claims(out)
-    replace_file(out / "overview.svg", plots.to_svg(overview.draw, ledger))
+    write_file(out / "overview.svg", plots.to_svg(overview.draw, ledger))
     return ledger
 
 
-def read_claims(out: Path) -> list[Row]:
-    """The rows of claims.json, or none where there is no such file."""
-    path = out / "claims.json"
-    try:
-        rows = from_json(path.read_text(encoding="utf-8")) if path.exists() else []
-        if not all(isinstance(row, dict) and row.keys() >= CLAIM_KEYS and row["id"] in ARTICLE for row in rows):
-            raise ValueError("not a list of claims")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; remove it to write it anew") from None
-    return rows
-
-
-def _read_or_empty(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def check_folder(out: Path) -> None:
+    """ValueError that names the file for one in `out` that could not be added to."""
+    read_claims(out), read_samples(out), read_provenance(out)
 
 
 def samples_of(study: Study, results: dict[Any, dict[str, Any]]) -> dict[str, list[str]]:

@@ -1,46 +1,45 @@
 """`python -m minilora.experiments recipe`: what the ledger advises for an amount of data, each line with its claims."""
 
-import argparse
 import math
-import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import minilora
+from minilora.command_line import DONE, Parser, UsageError, check_file, in_a_line, integer, write_file
+from minilora.experiments.pages.findings import RANK_STUDY, Findings, extract, shipped
+from minilora.files import to_json
 
-from minilora.experiments.evidence.ledger import Row
-from minilora.experiments.evidence.runs import BEST, FINAL, Runs, from_csv, tuned_rates
-from minilora.experiments.pages.folder import read_claims
-
-DONE, USAGE = 0, 2
-RANK_STUDY = {"names": "rank", "planted": "planted_rank"}  # where each task's ranks were compared
 NEAR = 0.01  # nats per letter: what a smaller rank or less dropout may cost
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What advice is made of: the claims by id, and the runs of a study that were done on nearly as much data."""
+    """What was found, and what it is asked for."""
 
-    claims: dict[str, Row]
-    folder: Path
+    found: Findings
     n_train: int
     task: str
 
-    def nearest(self, study: str) -> tuple[Runs, int]:
-        """(the LoRA runs of a study with the number of names next to what was asked for, that number)."""
-        path = self.folder / f"{study}.csv"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: `python -m minilora.experiments {study}` makes it")
-        runs = from_csv(path.read_text(encoding="utf-8")).where(method="lora")
-        if not runs:
-            raise ValueError(f"{path}: holds no runs; `python -m minilora.experiments {study}` makes it anew")
-        n = min(runs.values("n_train"), key=lambda one: abs(math.log(one / self.n_train)))
-        return runs.where(n_train=n), n
+    def nearest(self, sizes: list[dict[str, Any]]) -> dict[str, Any]:
+        """What was found with the number of names next to what is asked for."""
+        return min(sizes, key=lambda one: abs(math.log(one["n_train"] / self.n_train)))
 
     def verdict(self, claim: str) -> str:
-        return self.claims[claim]["verdict"] if claim in self.claims else "not measured"
+        return self.found["claims"].get(claim, {"verdict": "not measured"})["verdict"]
+
+    def beyond(self) -> str:
+        """A sentence where the number of names is not among those that were measured, nor between them."""
+        sizes = [one["n_train"] for one in (*self.found["ranks"][self.task], *self.found["dropout"])]
+        if min(sizes) <= self.n_train <= max(sizes):
+            return ""
+        nearest = min(sizes) if self.n_train < min(sizes) else max(sizes)
+        return (
+            f"Measured was from {min(sizes):,} to {max(sizes):,} names. {self.n_train:,} lie beyond: this is the "
+            f"advice for {nearest:,}."
+        )
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,10 @@ class Advice:
 
 def _best_rank(evidence: Evidence) -> tuple[int, float, int]:
     """(the smallest rank within NEAR of the best one, its learning rate, on how many names)."""
-    runs, n = evidence.nearest(RANK_STUDY[evidence.task])
-    ranks = runs.values("r")
-    losses = [float(np.mean(runs.tuned(BEST, r=r))) for r in ranks]
-    r = next(r for r, loss in zip(ranks, losses, strict=True) if loss <= min(losses) + NEAR)
-    rates = tuned_rates(runs.where(r=r))
-    return r, max(set(rates), key=rates.count), n
+    size = evidence.nearest(evidence.found["ranks"][evidence.task])
+    least = min(one["loss"] for one in size["tried"])
+    best = next(one for one in size["tried"] if one["loss"] <= least + NEAR)
+    return best["r"], best["learning_rate"], size["n_train"]
 
 
 def _rank(evidence: Evidence) -> str:
@@ -73,22 +70,19 @@ def _rate(evidence: Evidence) -> str:
     r, rate, n = _best_rank(evidence)
     text = f"{rate:g} at r = {r} and alpha = 2r on {n:,} names; try half a decade on either side"
     if evidence.verdict("L1") == "supported":
-        text += f" ({evidence.claims['L1']['result']})"
+        text += f" ({evidence.found['claims']['L1']['result']})"
     return text
 
 
 def _dropout(evidence: Evidence) -> str | None:
     if evidence.verdict("D1") != "supported" or evidence.verdict("D3") != "supported":
         return None
-    runs, n = evidence.nearest("dropout")
-    tried = runs.values("lora_dropout")
-    advised = []
-    for metric, when in ((FINAL, "if you train to the end"), (BEST, "if you stop at the best step")):
-        losses = [float(np.mean(runs.per_seed(metric, lora_dropout=p))) for p in tried]
-        p = next(p for p, loss in zip(tried, losses, strict=True) if loss <= min(losses) + NEAR)
-        advised.append(f"p = {p:g}{' (the largest tried)' if p == tried[-1] else ''} {when}")
-    first = runs[0].settings
-    where = f"on {n:,} names at r = {first.r}, rate {first.learning_rate:g}"
+    size, advised = evidence.nearest(evidence.found["dropout"]), []
+    for name, when in (("final", "if you train to the end"), ("best", "if you stop at the best step")):
+        least = min(one[name] for one in size["tried"])
+        p = next(one["p"] for one in size["tried"] if one[name] <= least + NEAR)
+        advised.append(f"p = {p:g}{' (the largest tried)' if p == size['tried'][-1]['p'] else ''} {when}")
+    where = f"on {size['n_train']:,} names at r = {size['r']}, rate {size['learning_rate']:g}"
     return f"{', '.join(advised)}: the least within {NEAR:g} nats of the best {where}"
 
 
@@ -98,9 +92,10 @@ def _by_verdict(
     """Advice that hangs on the verdict of a claim, or of one of its contrasts, with what was measured."""
 
     def text(evidence: Evidence) -> str | None:
-        if claim not in evidence.claims:
+        row = evidence.found["claims"].get(claim)
+        if row is None or len(row["contrasts"]) <= (part or 0):
             return None
-        row = evidence.claims[claim] if part is None else evidence.claims[claim]["contrasts"][part]
+        row = row if part is None else row["contrasts"][part]
         words = {"supported": supported, "contradicted": contradicted}.get(row["verdict"])
         where = "" if part is None else f"; this part of {claim} is {row['verdict']}"
         return None if words is None else f"{words} ({row['result']}{where})"
@@ -154,30 +149,35 @@ def lines(evidence: Evidence) -> list[str]:
     return made
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command line; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minilora.experiments recipe", description=__doc__.partition(": ")[2]
+def parser() -> Parser:
+    """The command line's options."""
+    made = Parser(
+        "python -m minilora.experiments recipe", __doc__.partition(": ")[2], failed="the ledger cannot be read"
     )
-    parser.add_argument("--n-train", type=int, required=True, metavar="N", help="names to train on")
-    parser.add_argument("--task", default="names", choices=sorted(RANK_STUDY), help="default: names")
-    parser.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="DIR", help="where the ledger is (default: figures)"
-    )
-    options = parser.parse_args(arguments)
-    if options.n_train < 1:
-        parser.error(f"argument --n-train: got {options.n_train}, takes an integer of at least 1")
+    made.add_argument("--n-train", type=integer(1), metavar="N", help="names to train on")
+    made.add_argument("--task", default="names", choices=sorted(RANK_STUDY), help="default: names")
+    made.add_argument("--out", type=Path, metavar="DIR", help="where the ledger is (default: what ships with minilora)")
+    made.add_argument("--extract", type=Path, metavar="FILE", help="write what the advice is made of there, and stop")
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """Print the advice for an amount of data; the exit status. A part of the command of the experiments."""
+    options = parser().parse_args(arguments)
+    if (options.n_train is None) == (options.extract is None):
+        raise UsageError("takes --n-train N, or --extract FILE")
+    if options.out is not None and not options.out.is_dir():
+        raise UsageError(f"--out: {options.out} is not there")
+    if options.extract is not None:
+        check_file("--extract", options.extract)
+        write_file(options.extract, to_json(shipped() if options.out is None else extract(options.out)))
+        return DONE
     try:
-        rows = read_claims(options.out)
-        if not rows:
-            raise FileNotFoundError(
-                f"{options.out / 'claims.json'} is not there: `python -m minilora.experiments all` makes it"
-            )
-        evidence = Evidence({row["id"]: row for row in rows}, options.out, options.n_train, options.task)
-        text = lines(evidence)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    print(f"For {options.n_train:,} names (task {options.task}), from {options.out / 'claims.json'}:\n")
-    print("\n".join(text))
+        found = shipped() if options.out is None else extract(options.out, (options.task,))
+    except FileNotFoundError as error:
+        raise UsageError(f"--out: {in_a_line(error)}") from error
+    evidence = Evidence(found, options.n_train, options.task)
+    ledger = f"what ships with minilora {minilora.__version__}" if options.out is None else options.out / "claims.json"
+    print(f"For {options.n_train:,} names (task {options.task}), from {ledger}:")
+    print("\n".join([evidence.beyond(), "", *lines(evidence)] if evidence.beyond() else ["", *lines(evidence)]))
     return DONE

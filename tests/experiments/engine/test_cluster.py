@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minilora.command_line import install
 from minilora.experiments import __main__ as command
 from minilora.experiments.engine import cluster, provenance
 from minilora.experiments.engine.store import Store
@@ -137,5 +138,5 @@ def test_without_dask_a_line_says_what_to_install(tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(sys.modules, "distributed", None)
     out = tmp_path / "out"
     assert command.main(["tiny", "--seeds", "2", "--out", str(out), "--dask", "tcp://127.0.0.1:9"]) == 2
-    assert capsys.readouterr().err == "error: --dask needs Dask: pip install 'minilora[cluster]'\n"
+    assert capsys.readouterr().err == f"error: --dask needs Dask: {install('cluster')}\n"
     assert not list(Path(out).glob("runs/*.json"))

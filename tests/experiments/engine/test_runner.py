@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from minilora.experiments.engine.provenance import COMPUTED_BY
 from minilora.experiments.engine.runner import as_run, execute, stacks
 from minilora.experiments.engine.store import Store, run_key
 from minilora.experiments.engine.workers import RunFailedError, run_all
+from minilora.experiments.evidence.runs import MEASURED
 from minilora.experiments.pages import folder
 from minilora.files import to_json
 
@@ -182,8 +184,9 @@ def test_settings_are_those_of_the_lora_config(changes, field, value):
 
 def test_every_setting_changes_the_key(monkeypatch):
     first = tiny.settings()
+    others = {str: "other", int: 7, float: 0.75}
     changed = [
-        dataclasses.replace(first, **{field.name: getattr(first, field.name) * 2 if field.type is str else 7})
+        dataclasses.replace(first, **{field.name: "full" if field.name == "method" else others[field.type]})
         for field in dataclasses.fields(first)
     ]
     keys = {run_key(settings) for settings in (first, *changed)}
@@ -257,7 +260,10 @@ def test_nothing_is_stored_before_it_is_done(store):
     assert not store.folder.exists()
 
 
-WHOLE = to_json({"settings": dataclasses.asdict(SOME[0]), **alone(SOME[0])}).encode()
+RESULT = json.loads(to_json(alone(SOME[0])))
+WHOLE = to_json(
+    {"settings": dataclasses.asdict(SOME[0]), **RESULT, "sha256": store_module.checksum(SOME[0], RESULT)}
+).encode()
 
 
 @pytest.mark.parametrize(
@@ -274,9 +280,93 @@ def test_a_spoilt_file_is_done_again(store, executed, content):
     assert store.get(SOME[0]) is None
     result = run_all(SOME[:1], store, 1)[SOME[0]]
     assert executed == SOME[:1]
-    assert to_json({"settings": dataclasses.asdict(SOME[0]), **result}).encode() == WHOLE
+    assert json.loads(to_json(result)) == RESULT
+    assert store.path(SOME[0]).read_bytes() == WHOLE
     assert [path.read_bytes() for path in store.damaged] == [content], "set aside as it was"
     assert as_run(SOME[0], store.get(SOME[0])) == as_run(SOME[0], result)
+
+
+def _stored(content, with_checksum=True):
+    """A file with these changes, and unless it is left out a checksum that fits, as another program might write it."""
+    result = RESULT | content
+    more = {"sha256": store_module.checksum(SOME[0], result)} if with_checksum else {}
+    return to_json({"settings": dataclasses.asdict(SOME[0]), **result, **more}).encode()
+
+
+def _shorter(n):
+    return {name: RESULT[name][:n] for name in MEASURED}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (WHOLE.replace(b"2.3", b"2.4", 1), "sha256: the numbers are not those that were stored"),
+        (WHOLE.replace(b'"trainable": 2', b'"trainable": 3', 1), "sha256"),
+        (WHOLE.replace(b'"samples": [\n    "', b'"samples": [\n    "x', 1), "sha256"),
+        (_stored({}, with_checksum=False), "lacks 'sha256'"),
+        (_stored(_shorter(2)), r"step: got \(0, 2\), takes \(0, 2, 4\)"),
+        (_stored({"step": [0, 2, 2]}), "step: got"),
+        (_stored({"step": [2, 0, 4]}), "step: got"),
+        (_stored({"step": [0, 3, 4]}), "step: got"),
+        (_stored({"diverged_at": 3}), r"step: got \(0, 2, 4\), takes \(0, 2\)"),
+        (_stored(_shorter(2) | {"diverged_at": 5}), "diverged_at: got 5"),
+        (_stored(_shorter(2) | {"diverged_at": 3}), "samples: got .*, takes a list of 0 names"),
+        (_stored({"trainable": 0}), "trainable: got 0"),
+        (_stored({"train_loss": [2.0, True, 2.0]}), "train_loss: got True, takes a finite number"),
+        (_stored({"samples": []}), r"samples: got \[\], takes a list of 12 names"),
+        (_stored({"samples": "annaannaanna"}), "samples: got 'annaannaanna'"),
+        (_stored({"samples": [1] * 12}), "samples: got"),
+    ],
+)
+def test_a_stored_run_that_is_not_whole_or_was_changed_is_set_aside_with_the_reason(store, content, why):
+    assert content != WHOLE
+    store.put(SOME[0], RESULT)
+    store.path(SOME[0]).write_bytes(content)
+    assert store.get(SOME[0]) is None
+    ((path, said),) = store.damaged.items()
+    assert path.read_bytes() == content
+    assert re.match(why, said), said
+
+
+def test_how_a_stored_file_is_laid_out_does_not_matter(store):
+    """Git or an editor may change its line ends; the numbers are what counts."""
+    store.put(SOME[0], RESULT)
+    for content in (WHOLE.replace(b"\n", b"\r\n"), json.dumps(json.loads(WHOLE), sort_keys=True).encode()):
+        store.path(SOME[0]).write_bytes(content)
+        assert store.get(SOME[0]) == RESULT
+    assert not store.damaged
+
+
+@overflows
+def test_what_was_measured_before_a_run_diverged_is_whole(store):
+    settings = tiny.settings(**tiny.DIVERGES)
+    assert store.put(settings, alone(settings)) == ""
+    assert store.get(settings)["samples"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (_shorter(2), "step: got"),
+        ({"train_loss": [2.0, float("nan"), 2.0]}, "train_loss: got nan, takes a finite number"),
+        ({"floor": float("inf")}, "floor: got inf"),
+        ({"floor": np.float32(1)}, "Object of type float32"),
+        ({"samples": []}, "samples: got"),
+    ],
+    ids=str,
+)
+def test_what_is_no_result_is_not_stored_and_its_run_has_failed(store, monkeypatch, changes, why):
+    """As from a worker with a fault of its own; the others go on."""
+    execute = runner.execute
+    monkeypatch.setattr(
+        runner, "execute", lambda stack: [one | (changes if stack == SOME[:1] else {}) for one in execute(stack)]
+    )
+    told = []
+    with pytest.raises(RunFailedError, match=rf"1 of 2 runs failed.*{SOME[0].label()}.*no result: .*{why}"):
+        run_all(SOME[:2], store, 1, lambda settings, failed: told.append(failed))
+    assert told == [True, False]
+    assert not store.path(SOME[0]).exists()
+    assert store.get(SOME[1]) is not None
 
 
 def test_each_run_is_stored_and_told_as_soon_as_it_is_done(store):

@@ -14,6 +14,7 @@ from minilora.experiments.evidence.runs import (
     MissingRunsError,
     Run,
     Runs,
+    evaluated,
     from_csv,
     given_up,
     log10_best_rate,
@@ -26,28 +27,35 @@ from minilora.experiments.evidence.settings import Settings
 from .. import tiny
 
 positive = st.floats(1e-300, 1e300)
-measured = st.tuples(st.integers(0, 10**6), *[st.floats(allow_nan=False)] * 3)
 some_settings = st.builds(
     Settings,
     task=st.sampled_from(["names", "planted"]),
     target_modules=st.sampled_from(["all-linear", "q_proj+v_proj"]),
-    r=st.integers(0, 10**9),
+    r=st.integers(1, 10**9),
     lora_alpha=positive,
     lora_dropout=st.floats(0, 1, exclude_max=True),
     learning_rate=positive,
+    steps=st.integers(1, 40),
+    evaluate_every=st.integers(10, 50),
     seed=st.integers(0, 2**40),
 )
-some_runs = st.builds(
-    lambda settings, evaluations, floor, train_floor, trainable, diverged_at: Run(
-        settings, *zip(*evaluations, strict=True), floor, train_floor, trainable, diverged_at
-    ),
-    some_settings,
-    st.lists(measured, min_size=1, max_size=4),
-    st.floats(0, 3),
-    st.floats(0, 3),
-    st.integers(1, 10**9),
-    st.integers(-1, 500),
-)
+
+
+@st.composite
+def some_run(draw):
+    settings = draw(some_settings)
+    step = evaluated(settings)
+    diverged_at = draw(st.integers(-1, settings.steps))
+    if diverged_at >= 0:
+        step = tuple(one for one in step if one < diverged_at) or (0,)
+        diverged_at = max(diverged_at, 1)
+    losses = [tuple(draw(st.lists(finite, min_size=len(step), max_size=len(step)))) for _ in range(3)]
+    return Run(settings, step, *losses, draw(st.floats(0, 3)), draw(st.floats(0, 3)), draw(st.integers(1, 10**9)),
+               diverged_at)  # fmt: skip
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+some_runs = some_run()
 
 
 @given(st.lists(some_runs, max_size=4, unique_by=lambda run: run.settings))
@@ -75,13 +83,64 @@ def _spoilt():
         "a word for a number": text.replace("40", "forty"),
         "cut off before the last losses": text.rsplit(",", 6)[0],
         "cut off before the last column": text.rsplit(",", 1)[0],
+        "without its last evaluation": text[: text.rstrip("\n").rindex("\n") + 1],
+        "a number that is none": text.replace("0.0,0.0,", "nan,0.0,"),
+        "an infinite number": text.replace("0.0,0.0,", "inf,0.0,"),
+        "a run twice": text + text.split("\n", 1)[1],
+        "steps out of order": "\n".join([text.split("\n")[0], *text.split("\n")[:0:-1][1:], ""]),
+        "two numbers of parameters in one run": text.replace(",384,-1\n", ",385,-1\n", 1),
+        "no parameters": text.replace(",384,-1", ",0,-1"),
+        "another method": text.replace(",lora,", ",lorra,"),
+        "a dropout of 2": text.replace(",6.0,0.0,", ",6.0,2.0,"),
     }
 
 
 @pytest.mark.parametrize("name", _spoilt())
 def test_a_csv_of_anything_else_is_a_value_error(name):
+    assert _spoilt()[name] != to_csv(tiny.fabricated(tiny.OTHER, n_seeds=1))
     with pytest.raises(ValueError, match=r"\w"):
         from_csv(_spoilt()[name])
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("\n", "\r\n"), lambda text: "\ufeff" + text])
+def test_line_ends_and_what_editors_put_before_a_text_do_not_count(change):
+    text = to_csv(tiny.fabricated(tiny.OTHER, n_seeds=2))
+    assert to_csv(from_csv(change(text))) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"step": (0, 2)}, "step.*: 2.*train_loss.*: 3"),
+        ({"step": (0, 2, 3)}, r"step: got \(0, 2, 3\), takes \(0, 2, 4\)"),
+        ({"train_loss": (1.0, math.nan, 1.0)}, "train_loss: got nan"),
+        ({"validation_loss": (1.0, math.inf, 1.0)}, "validation_loss: got inf"),
+        ({"change_norm": (0.0, None, 1.0)}, "change_norm: got None"),
+        ({"floor": "0"}, "floor: got '0'"),
+        ({"trainable": 8.5}, "trainable: got 8.5, takes an integer"),
+        ({"trainable": 0}, "trainable: got 0"),
+        ({"diverged_at": 7}, "diverged_at: got 7"),
+    ],
+    ids=str,
+)
+def test_what_could_not_be_read_back_is_not_written(changes, says):
+    run = dataclasses.replace(tiny.fabricate(tiny.settings()), **changes)
+    with pytest.raises((ValueError, TypeError), match=says):
+        to_csv(Runs([run]))
+
+
+def test_a_run_is_written_once():
+    run = tiny.fabricate(tiny.settings())
+    with pytest.raises(ValueError, match="got a run twice: names n=40"):
+        to_csv(Runs([run, run]))
+
+
+def test_a_run_that_diverges_may_have_been_measured_at_that_very_step():
+    """Where its loss in training is not finite any more, and that of the evaluation before was."""
+    run = tiny.fabricate(tiny.settings())
+    for at, n in [(2, 1), (2, 2), (3, 2), (4, 2)]:
+        shorter = {name: getattr(run, name)[:n] for name in ("step", "train_loss", "validation_loss", "change_norm")}
+        to_csv(Runs([dataclasses.replace(run, diverged_at=at, **shorter)]))
 
 
 def test_metrics_of_a_run():
@@ -181,6 +240,33 @@ def test_a_column_that_does_not_exist_is_named_with_the_nearest():
     ):
         with pytest.raises(ValueError, match=r"column: unknown field 'lora_alfa' \(did you mean 'lora_alpha'\?\)"):
             select()
+
+
+@pytest.mark.parametrize(
+    ("select", "says"),
+    [
+        (lambda runs: runs.where(r="8"), "r: got '8', takes an integer"),
+        (lambda runs: runs.where(r=8.5), "r: got 8.5, takes an integer"),
+        (lambda runs: runs.where(lora_alpha=None), "lora_alpha: got None, takes a finite number"),
+        (lambda runs: runs.per_seed(_seed, learning_rate=[0.1]), r"learning_rate: got \[0.1\]"),
+        (lambda runs: runs.tuned(_seed, method="LoRA"), "method: got 'LoRA', takes one of 'lora', 'full'"),
+        (lambda runs: runs.per_seed("best"), "metric: got 'best', takes a function of a run"),
+        (lambda runs: runs.tuned("best"), "metric: got 'best'"),
+        (lambda runs: Runs([*runs, None]), "runs: got None, takes Runs of a study"),
+        (lambda runs: Runs(["best"]), "runs: got 'best'"),
+        (lambda runs: steps_to("2.1"), "target: got '2.1', takes a finite number"),
+    ],
+    ids=range(10),
+)
+def test_arguments_of_another_kind_are_refused_by_name(select, says):
+    """Else they would select no runs, without a word of why."""
+    with pytest.raises((ValueError, TypeError), match=says):
+        select(_table([[1.0]] * 3))
+
+
+def test_a_value_is_taken_as_settings_take_it():
+    runs = _table([[1.0]] * 3)
+    assert len(runs.where(r=np.int64(8), lora_alpha=16, init_lora_weights=True)) == 3
 
 
 def test_tuning_chooses_on_the_other_seeds():

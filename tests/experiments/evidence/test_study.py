@@ -45,6 +45,101 @@ def test_an_axis_overrides_the_base_and_leaves_it_alone():
     assert fixed == {"r": 1}
 
 
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"schedule": "linear"}, "schedule: got 'linear', takes a list of values, or a function"),
+        ({"r": 8}, "r: got 8, takes a list of values"),
+        ({"r": []}, r"r: got \[\], takes a list of values"),
+        ({"r": {1, 2}}, "r: got {1, 2}, takes a list of values"),
+        ({"rank": [8]}, "grid: unknown field 'rank'"),
+    ],
+    ids=str,
+)
+def test_an_axis_that_is_none_is_refused(axes, says):
+    """A text would be taken letter by letter, and no values would make no runs."""
+    with pytest.raises(ValueError, match=says):
+        grid({"steps": 5}, **axes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"r": 8.5}, "r: got 8.5, takes an integer of at least 0"),
+        ({"r": "8"}, "r: got '8', takes an integer"),
+        ({"r": True}, "r: got True, takes an integer"),
+        ({"r": 0}, "r: got 0, takes an integer of at least 1; 0 is for method='full'"),
+        ({"n_train": 0}, "n_train: got 0, takes an integer of at least 1"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"evaluate_every": -1}, "evaluate_every: got -1"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"lora_dropout": 1.0}, "lora_dropout: got 1.0, takes a number of at least 0 and below 1"),
+        ({"lora_dropout": "0.1"}, "lora_dropout: got '0.1'"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0, takes a finite number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: got nan"),
+        ({"lora_alpha": float("inf")}, "lora_alpha: got inf"),
+        ({"method": "LoRA"}, "method: got 'LoRA', takes one of 'lora', 'full'"),
+        ({"layers": 0}, "layers: got 0, takes a text"),
+        ({"target_modules": ["q_proj"]}, r"target_modules: got \['q_proj'\], takes a text"),
+        ({"task": ""}, "task: got '', takes a text"),
+    ],
+    ids=str,
+)
+def test_settings_are_checked_as_configs_are(changes, says):
+    """Each was turned into something else before, or told apart from nothing."""
+    with pytest.raises(ValueError, match=says):
+        Settings(**changes)
+    with pytest.raises(ValueError, match=f"study tiny: cells: {says}"):
+        dataclasses.replace(tiny.TINY, cells=[tiny.FIXED | changes])
+
+
+def test_settings_that_mean_the_same_are_the_same():
+    assert Settings(lora_alpha=16, r=np.int64(8), init_lora_weights=True) == Settings(lora_alpha=16.0, r=8.0)
+    assert Settings(learning_rate=np.float32(0.5)) == Settings(learning_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "all"}, "name: got 'all', takes letters"),
+        ({"name": "recipe"}, "name: got 'recipe'"),
+        ({"name": "../rank"}, "name: got '../rank'"),
+        ({"name": None}, "name: got None"),
+        ({"question": " "}, "question: got ' ', takes a text"),
+        ({"draw": "plots"}, "draw: got 'plots', takes a function"),
+        ({"headline": 1}, "headline: got 1"),
+        ({"cells": []}, r"study tiny: cells: got \[\], takes a list of settings, at least one"),
+        ({"quick_cells": None}, "study tiny: quick_cells: got None"),
+        ({"contrasts": ["R2"]}, "contrasts: got 'R2', takes Contrasts"),
+        ({"tuned": [{"rank": 1}]}, "study tiny: unknown field 'rank'"),
+        ({"samples": {"r=1": {"rank": 1}}}, "study tiny: unknown field 'rank'"),
+        ({"n_seeds": 8.5}, "n_seeds: got 8.5"),
+    ],
+    ids=str,
+)
+def test_fields_of_a_study_are_checked(changes, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        dataclasses.replace(tiny.TINY, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"measure": 0.1}, "measure: got 0.1, takes a function, for claim R2"),
+        ({"variants": {"otherwise": 0.1}}, "otherwise: got 0.1, takes a function"),
+        ({"variants": [len]}, "variants: got .*, takes {label: function}"),
+        ({"exact": 1}, "exact: got 1"),
+        ({"scale": 0}, "scale: got 0, takes a number above 0"),
+        ({"smallest_effect": "0.1"}, "smallest_effect: got '0.1'"),
+        ({"smallest_effect": float("inf")}, "smallest_effect: got inf"),
+    ],
+    ids=str,
+)
+def test_fields_of_a_contrast_are_checked(changes, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        dataclasses.replace(tiny.DIFFERENCE, **changes)
+
+
 def test_runs_go_seed_by_seed_and_none_twice():
     study = dataclasses.replace(tiny.TINY, cells=[*tiny.TINY.cells, tiny.TINY.cells[0]])
     assert [(one.seed, one.r) for one in study.runs([3, 4])] == [(3, 1), (3, 2), (4, 1), (4, 2)]

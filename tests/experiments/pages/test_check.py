@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.experiments.engine.provenance import versions
-from minilora.experiments.evidence.runs import Runs, from_csv, to_csv
+from minilora.experiments.evidence.runs import MEASURED, Runs, from_csv, to_csv
 from minilora.experiments.pages.check import EFFECT_TOLERANCE, MEAN_TOLERANCE, compare
 from minilora.experiments.pages.folder import write_study
 
@@ -139,6 +139,44 @@ def test_figures_of_another_matplotlib_are_not_compared(two):
     assert "figure not compared" in found.text
 
 
+@pytest.mark.parametrize("name", ["tiny.csv", "tiny.svg", "claims.json", "provenance.json"])
+@pytest.mark.parametrize("where", ["committed", "rerun"])
+def test_line_ends_are_not_compared(two, name, where):
+    """Git on Windows may write CRLF; that is no other number."""
+    path = getattr(two, where) / name
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    found = _compare(two)
+    assert found.same, found.text
+    assert "the claims and the figure" in found.text
+
+
+@pytest.mark.parametrize("where", ["committed", "rerun"])
+def test_where_no_loss_differs_what_does_is_named(two, where):
+    path = getattr(two, where) / "tiny.csv"
+    runs = list(from_csv(path.read_text()))
+    path.write_text(to_csv(Runs(runs[::-1])))
+    assert "no loss does, but the order of the rows" in _compare(two).text
+    runs[1] = dataclasses.replace(runs[1], floor=0.1)
+    path.write_text(to_csv(Runs(runs)))
+    assert "no loss does, but floor; on this machine" in _compare(two).text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tiny.csv", "a,b\n", "tiny.csv: columns: got"),
+        ("claims.json", "[1]", "claims.json: claim 1: got 1, takes an object"),
+        ("provenance.json", '{"tiny": 1}', "provenance.json: tiny: got 1, takes an object"),
+    ],
+)
+def test_what_is_committed_and_cannot_be_read_differs_and_is_named(two, name, content, says):
+    """The comparison with what other studies have there goes on."""
+    (two.committed / name).write_text(content)
+    found = _compare(two)
+    assert not found.same
+    assert f"{two.committed}/{says}" in found.text
+
+
 # --- runs that one side lacks ---
 
 
@@ -222,7 +260,8 @@ def test_a_run_that_diverged_on_one_side_only_differs(two):
     _another_machine(two)
     path = two.rerun / "tiny.csv"
     runs = list(from_csv(path.read_text()))
-    runs[2] = dataclasses.replace(runs[2], diverged_at=3)
+    shorter = {name: getattr(runs[2], name)[:2] for name in MEASURED}
+    runs[2] = dataclasses.replace(runs[2], diverged_at=3, **shorter)
     path.write_text(to_csv(Runs(runs)))
     assert not _compare(two).same
 
