@@ -1,12 +1,13 @@
 """minilora: LoRA fine-tuning from scratch in NumPy."""
 
+from minilora.adapter import Adapter
 from minilora.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minilora.data.base import load_base
 from minilora.data.names import decode, encode, load_names, names_task
 from minilora.data.planted import PlantedTask, planted_task
+from minilora.dataset import Dataset
 from minilora.generate import sample_names
 from minilora.lora import (
-    Adapter,
     LoraConfig,
     ParameterCount,
     count_parameters,
@@ -19,7 +20,7 @@ from minilora.model import Model, ModelConfig, forward, init_params
 from minilora.opt import load_opt, load_opt_adapter
 from minilora.optim import AdamW, AdamWState
 from minilora.stack import FineTuning, fit_stack
-from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
+from minilora.train import DivergedError, History, TrainConfig, evaluate, fit
 
 __all__ = [
     "AdamW",

@@ -1,4 +1,6 @@
-"""Checks of single fields. Every message names the field, what it got and what it takes.
+"""Checks of single fields and arguments. Every message names the field, what it got and what it takes.
+
+A value that is out of range is a ValueError, an object of another kind than an argument takes a TypeError.
 
 >>> check_integer("r", 0, at_least=1)
 Traceback (most recent call last):
@@ -6,7 +8,7 @@ ValueError: r: got 0, takes an integer of at least 1
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -48,6 +50,55 @@ def check_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
         raise ValueError(f"{name}: got {value!r}, takes one of {', '.join(map(repr, allowed))}")
 
 
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...], takes: str) -> None:
+    """TypeError unless the value is of that kind.
+
+    >>> check_kind("params", 3, dict, "the parameters of a Model")
+    Traceback (most recent call last):
+    TypeError: params: got 3, takes the parameters of a Model
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: got {described(value)}, takes {takes}")
+
+
+def check_rng(name: str, rng: Any) -> None:
+    """TypeError unless it is a generator: neither a seed, nor NumPy's older RandomState."""
+    check_kind(name, rng, np.random.Generator, "a numpy.random.Generator, as np.random.default_rng(seed) makes")
+
+
+def described(value: Any) -> str:
+    """What an argument got, without all that is in it.
+
+    >>> described(0.5), described({"a": 1}), described(np.zeros(3))
+    ('0.5', 'a dict', 'an array')
+    """
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return repr(value)
+    name = type(value).__name__.removeprefix("nd")
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def check_shapes(name: str, found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError unless there are exactly the expected arrays, each in its shape."""
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        raise ValueError(f"{name}: lacks {a_few(missing)}; has unexpected {a_few(extra)}")
+    for path, shape in expected.items():
+        if np.shape(found[path]) != shape:
+            raise ValueError(f"{name}: {path}: got shape {np.shape(found[path])}, takes {shape}")
+
+
+def check_stored(name: str, arrays: Mapping[str, Any], dtypes: Iterable[str]) -> None:
+    """ValueError unless all are arrays of these dtypes and finite: what may be in a file, written or read."""
+    dtypes = list(dtypes)
+    for path, array in arrays.items():
+        found = array.dtype.name if isinstance(array, np.ndarray) else described(array)
+        if found not in dtypes:
+            raise ValueError(f"{name}: {path}: got {found}, takes {' or '.join(dtypes)}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: {path}: holds NaN or infinite numbers")
+
+
 def check_fields(cls, given: Iterable[str], where: str) -> None:
     """No field but those of the dataclass, with the nearest name in the message."""
     known = [field.name for field in fields(cls)]
@@ -57,12 +108,12 @@ def check_fields(cls, given: Iterable[str], where: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or nothing.
+    """' (did you mean ...?)' where a name is really near, or nothing.
 
-    >>> nearest("lora_alfa", ["r", "lora_alpha"])
-    " (did you mean 'lora_alpha'?)"
+    >>> nearest("lora_alfa", ["r", "lora_alpha"]), nearest("merge_weights", ["r", "init_lora_weights"])
+    (" (did you mean 'lora_alpha'?)", '')
     """
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

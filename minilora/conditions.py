@@ -4,12 +4,21 @@ import contextlib
 import functools
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 
 def one_blas_thread():
-    """Hold BLAS to one thread inside a `with`: on these sizes two are slower, and results depend on their number."""
+    """Hold BLAS to one thread inside a `with`: on these sizes two are slower, and results depend on their number.
+
+    Without a word it does nothing where there is no BLAS that threadpoolctl knows: a user of `fit` can do nothing about
+    that, and what comes out is right all the same. Who runs many asks `blas_can_be_held` and says so once.
+    """
     return threadpool_limits(limits=1, user_api="blas")
+
+
+def blas_can_be_held() -> bool:
+    """Whether there is a BLAS that threadpoolctl knows. Apple's Accelerate is none, nor are NumPy's own loops."""
+    return any(found["user_api"] == "blas" for found in threadpool_info())
 
 
 @contextlib.contextmanager

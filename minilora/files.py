@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from minilora.checks import check_kind
+
 PARTIAL = ".partial"  # ends the names of files that are being written
 ABANDONED = 600.0  # seconds after which one of those is nobody's any more; writing takes milliseconds
 
@@ -29,6 +31,15 @@ def replace_file(path: str | os.PathLike, content: bytes | str) -> None:
         with contextlib.suppress(FileNotFoundError):  # moved already
             os.unlink(beside)
         raise
+
+
+def check_folder(name: str, folder: Any) -> Path:
+    """The folder as a Path. TypeError for what is no path, NotADirectoryError for a file."""
+    check_kind(name, folder, (str, os.PathLike), "the path of a folder")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{name}: got {str(path)!r}, which is a file, takes a folder")
+    return path
 
 
 def remove_abandoned(folder: str | os.PathLike) -> None:

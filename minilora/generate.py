@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from minilora.checks import check_integer, check_number
+from minilora.adapter import Adapter
+from minilora.checks import check_integer, check_number, check_rng
 from minilora.conditions import one_blas_thread
-from minilora.data.names import BOUNDARY, N_TOKENS, decode
-from minilora.lora import Adapter, check_base
-from minilora.model import Model, forward
+from minilora.data.names import BOUNDARY, check_letters, decode
+from minilora.lora import check_base
+from minilora.model import Model, check_model, forward
 
 
 def sample_names(
@@ -15,6 +16,8 @@ def sample_names(
     """`n` names, letter by letter from softmax(logits / temperature); temperature 0 takes the likeliest letter.
 
     A name ends at the boundary token or where the context is full. The same generator state gives the same names.
+    ValueError for a model of something else than letters and an adapter of another base, TypeError for arguments of
+    another kind.
 
     >>> import minilora as ml
     >>> sample_names(ml.load_base("surnames"), 2, np.random.default_rng(0), temperature=0)
@@ -22,9 +25,9 @@ def sample_names(
     """
     check_integer("n", n, at_least=0)
     check_number("temperature", temperature, "a finite number of at least 0", lambda value: value >= 0)
-    if model.config.vocab_size != N_TOKENS:
-        takes = f"{N_TOKENS}, the boundary and the letters a-z"
-        raise ValueError(f"model: got vocab_size = {model.config.vocab_size}, takes {takes}")
+    check_rng("rng", rng)
+    check_model("model", model)
+    check_letters("model", model)
     if adapter is not None:
         check_base(model.params, adapter)
     if n == 0:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from minilora import ops
-from minilora.checks import check_integer, check_one_of, normalize
-from minilora.trees import nested
+from minilora.adapter import Adapter
+from minilora.checks import check_integer, check_kind, check_one_of, check_rng, check_shapes, normalize
+from minilora.trees import leaves, nested
 
 Params = dict[str, Any]
 
@@ -70,6 +71,29 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (d,), "norm.bias": (d,)}
 
 
+def check_config(name: str, config: Any) -> None:
+    """TypeError unless it is a ModelConfig."""
+    check_kind(name, config, ModelConfig, "a ModelConfig")
+
+
+def check_params(name: str, params: Any) -> None:
+    """TypeError unless these are parameters, ValueError if they are of something else than a model."""
+    check_kind(name, params, dict, "the nested dict of a Model's parameters, model.params")
+    if not isinstance(params.get("layers"), list):
+        raise ValueError(f"{name}: got a dict without a list of 'layers', takes the parameters of a Model")
+
+
+def check_model(name: str, model: Any) -> None:
+    """TypeError unless it is a Model, ValueError unless its parameters have the names and shapes that its config says.
+
+    Of arrays that are traced in training no more is known; what may be in a file is checked where one is written.
+    """
+    check_kind(name, model, Model, "a Model")
+    check_config(f"{name}.config", model.config)
+    check_params(f"{name}.params", model.params)
+    check_shapes(f"{name}.params", leaves(model.params), param_shapes(model.config))
+
+
 def init_params(config: ModelConfig, rng: np.random.Generator) -> Params:
     """Fresh parameters: weights normal with deviation 1 / sqrt(in), biases zero, layer norms the identity.
 
@@ -80,6 +104,8 @@ def init_params(config: ModelConfig, rng: np.random.Generator) -> Params:
     >>> params["layers"][0]["up_proj"]["weight"].shape
     (128, 32)
     """
+    check_config("config", config)
+    check_rng("rng", rng)
 
     def start(path, shape):
         module, name = path.split(".")[-2:]
@@ -100,14 +126,16 @@ def linear_paths(params: Params) -> list[str]:
     return [f"layers.{i}.{name}" for i in range(len(params["layers"])) for name in LINEAR]
 
 
-def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=None):
+def forward(params: Params, tokens, config: ModelConfig, *, adapter: Adapter | None = None, rng=None):
     """Logits (..., T, V) for tokens (..., T); those at t depend on tokens 0 ... t alone.
 
-    `adapter` (see `minilora.lora`) is added on the fly and the parameters are not changed. With `rng` the adapter's
+    `adapter` is added on the fly and the parameters are not changed. With `rng` the adapter's
     dropout is on, drawn from it; without, the model is in evaluation mode and deterministic.
-    Raises ValueError for tokens outside the vocabulary or longer than the context. Whether the adapter was made for
-    these parameters costs a hash to know, so it is checked by `merge`, `evaluate` and `sample_names`, not here.
+    Raises ValueError for tokens outside the vocabulary or longer than the context, TypeError for arguments of another
+    kind. Whether the adapter was made for these parameters costs a hash to know, so it is checked by `merge`,
+    `evaluate` and `sample_names`, not here.
     """
+    _check_forward(params, config, adapter, rng)
     tokens = check_tokens(tokens, config)
     if adapter is not None and not adapter.factors.keys() <= set(linear_paths(params)):
         unknown = sorted(adapter.factors.keys() - set(linear_paths(params)))
@@ -121,6 +149,16 @@ def forward(params: Params, tokens, config: ModelConfig, *, adapter=None, rng=No
     x = _norm(params, "norm", "", x, adapter)
     logits = ops.linear(x, table, None)  # the tied head: (..., N, d) -> (..., N, V)
     return ops.reshape(logits, *logits.shape[:-2], *tokens.shape[-2:], -1)  # -> (..., B, T, V)
+
+
+def _check_forward(params, config, adapter, rng) -> None:
+    """What costs nothing to know: it is asked at every step."""
+    check_params("params", params)
+    check_config("config", config)
+    if adapter is not None:
+        check_kind("adapter", adapter, Adapter, "an Adapter, or None")
+    if rng is not None:
+        check_rng("rng", rng) if adapter is None else adapter.check_rng(rng)
 
 
 def _attention(layer, x, n_tokens, n_heads, path, adapter, rng):

@@ -16,6 +16,7 @@ import functools
 import numpy as np
 
 from minilora.autodiff import Array, once, operation
+from minilora.checks import check_rng
 
 
 def mean_last(x: Array, y: Array | None = None) -> Array:
@@ -117,8 +118,7 @@ def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dty
     array([[2., 2., 2., 0.],
            [0., 0., 0., 0.]])
     """
-    if rng is None:
-        raise ValueError("dropout needs a numpy.random.Generator: pass rng=np.random.default_rng(seed)")
+    check_rng("rng", rng)
     keep = rng.random(shape, dtype=np.float32) >= p
     return np.multiply(keep, 1 / (1 - p), dtype=dtype)
 

@@ -4,21 +4,23 @@ OPT is the architecture of `minilora.model` under other names, so reading it is 
 What would make it another one (OPT-350m's layer norms after the blocks, GELU in Galactica) is refused by field.
 """
 
-import dataclasses
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minilora.checkpoint import PREFIX, assemble_adapter, read_arrays, read_lora_config
-from minilora.checks import check_integer, check_one_of
-from minilora.files import read_json
-from minilora.lora import Adapter, LoraConfig, check_base, check_shapes, matching_paths, module_table, select_modules
-from minilora.lora_config import pattern_for
-from minilora.model import Model, ModelConfig, Params, linear_paths, param_shapes
-from minilora.trees import fingerprint, nested
+from minilora.adapter import FLOATS, Adapter
+from minilora.checkpoint import read_adapter
+from minilora.checks import check_integer, check_one_of, check_shapes
+from minilora.files import check_folder, read_json
+from minilora.lora import module_table
+from minilora.model import Model, ModelConfig, Params, check_params, param_shapes
+from minilora.peft_format import PREFIX
+from minilora.tensors import HALVES, read_arrays, refuse_pickle, refuse_pickle_for, widest
+from minilora.trees import nested
 
 OPT_MODULES = {  # ours -> OPT's; embed_tokens and embed_positions are called the same
     "q_proj": "self_attn.q_proj",
@@ -52,11 +54,9 @@ COVERED: dict[str, Any] = {
 }
 POSITION_OFFSET = 2  # position p is row p + 2 of OPT's table; what is before is never read without padding
 HEAD = "lm_head.weight"  # in some files, as a copy of the embedding
-STORED = ("float16", "float32", "float64")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def load_opt(folder: str | Path, dtype: str | None = None) -> Model:
+def load_opt(folder: str | os.PathLike, dtype: str | None = None) -> Model:
     """Read an OPT checkpoint: `config.json`, and `model.safetensors` or, where there is none, an index and its shards.
 
     The model has the dtype that is stored, or the one given; float16 is widened to float32. Its logits are those of
@@ -68,39 +68,30 @@ def load_opt(folder: str | Path, dtype: str | None = None) -> Model:
     ValueError: dtype: got 'float16', takes one of 'float32', 'float64'
     """
     if dtype is not None:
-        check_one_of("dtype", dtype, ("float32", "float64"))
-    folder = Path(folder)
-    sizes = _sizes(folder / "config.json")
-    path, arrays = _arrays(folder)
+        check_one_of("dtype", dtype, FLOATS)
+    where = check_folder("folder", folder)
+    sizes = _sizes(where / "config.json")
+    path, arrays = _arrays(where)
     if sizes["n_layers"] > len(arrays):  # before anything is made for each layer that is only claimed
         raise ValueError(f"{path}: got {len(arrays)} arrays, takes those of {sizes['n_layers']} layers")
-    stored = np.result_type(np.float32, *{array.dtype for array in arrays.values()})
-    config = ModelConfig(**sizes, dtype=dtype or stored.name)
+    config = ModelConfig(**sizes, dtype=dtype or widest(arrays).name)
     return Model(config, nested(_params(path, arrays, config)))
 
 
-def load_opt_adapter(folder: str | Path, params: Params) -> Adapter:
+def load_opt_adapter(folder: str | os.PathLike, params: Params) -> Adapter:
     """Read a PEFT adapter that was made on OPT, for `params` from `load_opt`.
 
-    As `load_adapter(folder, params)`, with its checks. The config comes back in our names: exact paths for what was
-    adapted, whether PEFT had a list, a regular expression or patterns.
+    As `load_adapter(folder, params)`, by the same code: only the names of modules are OPT's. The config comes back in
+    ours.
     """
-    path = Path(folder) / "adapter_model.safetensors"
-    stated = read_lora_config(path.with_name("adapter_config.json"))
-    arrays, _ = read_arrays(path)
-    base = _base([key.removeprefix(PREFIX) for key in arrays])
-    ours = {base + _opt_path(module): module for module in module_table(params)}
-    renamed = {_renamed(path, key, ours): array for key, array in arrays.items()}
-    try:
-        config = _in_our_names(stated, params, base)
-    except ValueError as error:
-        raise ValueError(f"{path.with_name('adapter_config.json')}: {error}") from None
-    adapter = assemble_adapter(path, config, renamed, fingerprint(params))
-    try:
-        check_base(params, adapter)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return adapter
+    where = check_folder("folder", folder)
+    check_params("params", params)
+
+    def modules(arrays: Iterable[str]) -> dict[str, str]:
+        base = _base([key.removeprefix(PREFIX) for key in arrays])
+        return {base + _opt_path(module): module for module in module_table(params)}
+
+    return read_adapter(where, params, modules)
 
 
 def _opt_path(path: str) -> str:
@@ -141,17 +132,16 @@ def _sizes(path: Path) -> dict[str, int]:
 def _arrays(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
     """Every array by OPT's name, and the file that answers for them: the one that has them, or the index."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not whole.is_file() and not index.is_file():
-        for other in sorted(folder.iterdir()):
-            _refuse_pickle(str(other), other.name)
+    if not index.is_file():
+        refuse_pickle_for(whole)
     if whole.is_file() or not index.is_file():  # both: the whole one, as transformers does
-        return whole, read_arrays(whole, STORED)[0]
+        return whole, read_arrays(whole, HALVES)[0]
     placed: dict[str, set[str]] = {}
     for name, shard in _weight_map(index).items():
         placed.setdefault(shard, set()).add(name)
     arrays: dict[str, np.ndarray] = {}
     for shard, names in placed.items():
-        found, _ = read_arrays(folder / shard, STORED)
+        found, _ = read_arrays(folder / shard, HALVES)
         if found.keys() != names:  # an array in two shards is one too many in one of them
             lacks, has = ", ".join(sorted(names - found.keys())), ", ".join(sorted(found.keys() - names))
             what = f"lacks {lacks or 'nothing'}; has unexpected {has or 'nothing'}"
@@ -167,15 +157,10 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ValueError(f"{index}: weight_map: got {placed!r}, takes an object from arrays to file names")
     for name, shard in placed.items():
         where = f"{index}: weight_map: {name}"
-        _refuse_pickle(f"{where}: {shard!r}", shard)
+        refuse_pickle(f"{where}: {shard!r}", shard)
         if not isinstance(shard, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}\.safetensors", shard):
             raise ValueError(f"{where}: got {shard!r}, takes the plain name of a .safetensors file beside the index")
     return placed
-
-
-def _refuse_pickle(where: str, name: Any) -> None:
-    if isinstance(name, str) and name.endswith(PICKLED):
-        raise ValueError(f"{where}: pickle is not read; convert to safetensors")
 
 
 def _params(path: Path, arrays: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -204,32 +189,3 @@ def _as_dtype(path: Path, name: str, array: np.ndarray, dtype: str) -> np.ndarra
     if not np.isfinite(converted).all():
         raise ValueError(f"{path}: {name}: holds numbers that are too large for {dtype}")
     return converted
-
-
-def _renamed(path: Path, key: str, ours: dict[str, str]) -> str:
-    """The key of a PEFT file with our module in place of OPT's."""
-    match = re.fullmatch(rf"{re.escape(PREFIX)}(.+?)(\.lora_[AB]\.weight|(\.base_layer)?\.bias)", key)
-    if match is None or match[1] not in ours:
-        raise ValueError(
-            f"{path}: unexpected array {key!r}, takes {PREFIX}(module of OPT).lora_A.weight, .lora_B.weight or .bias"
-        )
-    return f"{PREFIX}{ours[match[1]]}{match[2]}"
-
-
-def _in_our_names(config: LoraConfig, params: Params, base: str) -> LoraConfig:
-    """The same config for our module tree. Its expressions are about OPT's paths, so they are resolved on those."""
-    theirs = {path: base + _opt_path(path) for path in linear_paths(params)}
-
-    def matched(name: str, wanted: Any) -> tuple[str, ...]:
-        found = matching_paths(list(theirs.values()), name, wanted)
-        return tuple(path for path, opt in theirs.items() if opt in found)
-
-    def resolved(name: str, of: Callable[[str], Any]) -> dict[str, Any]:
-        return {path: of(theirs[path]) for path in adapted if pattern_for(theirs[path], getattr(config, name))}
-
-    targets = matched("target_modules", config.target_modules)
-    excluded = None if config.exclude_modules is None else matched("exclude_modules", config.exclude_modules)
-    named = dataclasses.replace(config, target_modules=targets, exclude_modules=excluded)
-    adapted = select_modules(params, dataclasses.replace(named, rank_pattern={}, alpha_pattern={}))
-    ranks, alphas = resolved("rank_pattern", config.rank_of), resolved("alpha_pattern", config.alpha_of)
-    return dataclasses.replace(named, rank_pattern=ranks, alpha_pattern=alphas)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minilora.checks import check_number, check_one_of, normalize
+from minilora.checks import check_kind, check_number, check_one_of, normalize
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -51,7 +51,8 @@ class AdamW:
         normalize(self, betas=betas)
 
     def init(self, parameters: np.ndarray) -> AdamWState:
-        """The state before the first step."""
+        """The state before the first step. TypeError for what is no array."""
+        check_kind("parameters", parameters, np.ndarray, "a NumPy array")
         return AdamWState(0, np.zeros_like(parameters), np.zeros_like(parameters))
 
     def update(
@@ -64,8 +65,15 @@ class AdamW:
         """New parameters and state; nothing is written to.
 
         A schedule passes its own `learning_rate`: a number, or for stacked runs one a row, (S, 1) beside (S, P).
+        ValueError where gradient and state are not of the parameters' shape, and for a rate below 0 or NaN.
         """
+        check_kind("state", state, AdamWState, "an AdamWState, as init and update give")
+        shapes = [np.shape(one) for one in (gradient, state.first, state.second)]
+        if any(shape != np.shape(parameters) for shape in shapes):
+            raise ValueError(f"gradient, state: got shapes {shapes}, takes that of the parameters, {parameters.shape}")
         lr = np.asarray(self.learning_rate if learning_rate is None else learning_rate)
+        if not (lr >= 0).all():
+            raise ValueError(f"learning_rate: got {lr.min()}, takes numbers of at least 0")
         b1, b2 = self.betas
         step = state.step + 1
         first = b1 * state.first + (1 - b1) * gradient

@@ -8,27 +8,29 @@ are zero and AdamW stays at zero, and batches with targets that do not count; th
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from minilora.adapter import Adapter, check_adapter, check_lora
+from minilora.checks import check_kind
 from minilora.conditions import working_conditions
-from minilora.lora import Adapter, LoraConfig, init_adapter
-from minilora.model import Model
+from minilora.dataset import Dataset, batches
+from minilora.lora import LoraConfig, init_adapter
+from minilora.model import Model, check_model
 from minilora.optim import scheduled
 from minilora.train import (
-    Dataset,
     DivergedError,
     History,
     Recorder,
     Streams,
     Trainable,
     TrainConfig,
-    batches,
     check_fit,
+    check_watch,
 )
 
 ALIKE = ("batch_size", "evaluate_every", "betas", "eps", "weight_decay")  # what the runs of a stack share
@@ -61,6 +63,10 @@ class AdapterStack(Adapter):
         masks = [draw.mask(member, x) for member, draw in zip(self.members, draws, strict=True)]
         return _padded(masks).reshape(len(masks), -1, x.shape[-1])  # (S, B, T, d) -> (S, N, d)
 
+    def check_rng(self, rng: Any) -> None:
+        """TypeError unless it has a Draw for each adapter."""
+        check_kind("rng", rng, list, "a list of a Draw for each adapter of the stack")
+
     def member(self, i: int) -> Adapter:
         """The i-th adapter, views without the padding."""
         one = self.members[i]
@@ -90,6 +96,10 @@ def stack_adapters(adapters: Sequence[Adapter]) -> AdapterStack:
     >>> stack_adapters(pair).factors["layers.0.q_proj"]["lora_A"].shape
     (2, 8, 32)
     """
+    if not adapters:
+        raise ValueError("adapters: got none, takes at least one")
+    for i, one in enumerate(adapters):
+        check_adapter(f"adapters[{i}]", one)
     first = adapters[0]
     for other in adapters[1:]:
         if other.arrays().keys() != first.arrays().keys() or other.base != first.base:
@@ -110,7 +120,8 @@ def stack_adapters(adapters: Sequence[Adapter]) -> AdapterStack:
 def _padded(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
     """Arrays of one number of axes on a new leading one, each filled up at the ends to the largest."""
     shape = np.max([array.shape for array in arrays], axis=0)
-    padded = np.full((len(arrays), *shape), fill, arrays[0].dtype)
+    dtype = np.result_type(*arrays) if arrays[0].dtype.kind == "f" else np.int64  # which holds -1 and every token
+    padded = np.full((len(arrays), *shape), fill, dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[tuple(slice(n) for n in array.shape)] = array
     return padded
@@ -118,7 +129,7 @@ def _padded(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
 
 def fit_stack(
     base: Model,
-    runs: Sequence[FineTuning],
+    runs: Iterable[FineTuning],
     *,
     progress: bool = True,
     watch: Callable[[int, int, Any], None] | None = None,
@@ -126,7 +137,8 @@ def fit_stack(
     """Each run as `fit` does it, all at once. A run that diverges gives its DivergedError, and the others go on.
 
     Runs may differ in all but the modules they adapt, the biases they train, and ALIKE. `watch(i, step, adapter)` is
-    called at each evaluation of run i. ValueError for runs that cannot share a stack.
+    called at each evaluation of run i. ValueError for runs that cannot share a stack, and as `fit` raises it, naming
+    the run; TypeError for arguments of another kind.
 
     >>> import minilora as ml
     >>> train, validation = ml.names_task("female", n_train=50, seed=0)
@@ -135,7 +147,11 @@ def fit_stack(
     >>> [history.steps for history in fit_stack(ml.load_base("surnames"), runs)]
     [(0, 2, 4), (0, 2, 4)]
     """
-    n_steps = _check_alike(base, runs)
+    check_kind("runs", runs, Iterable, "a list of FineTuning")
+    runs = list(runs)
+    _check_runs(base, runs)
+    check_watch(watch, "(i, step, adapter)")
+    n_steps = _check_alike(runs)
     streams = [Streams.of(run.seed) for run in runs]
     adapters = [init_adapter(base.params, run.lora, s.init) for run, s in zip(runs, streams, strict=True)]
     lanes = [_Lane(base, run, i, watch) for i, run in enumerate(runs)]
@@ -192,12 +208,19 @@ def _evaluated(lanes: Sequence[_Lane], step: int, stack: Any) -> bool:
     return any(lane.going for lane in lanes)
 
 
-def _check_alike(base: Model, runs: Sequence[FineTuning]) -> int:
-    """How many steps all runs take; ValueError for what a stack cannot hold."""
+def _check_runs(base: Model, runs: Sequence[FineTuning]) -> None:
+    """ValueError or TypeError for a run that could not be done singly either."""
+    check_model("base", base)
     if not runs:
         raise ValueError("runs: got none, takes at least one")
-    for run in runs:
-        check_fit(base, run.train, run.validation, run.seed)
+    for i, run in enumerate(runs):
+        check_kind(f"runs[{i}]", run, FineTuning, "a FineTuning")
+        check_lora(f"runs[{i}].lora", run.lora)
+        check_fit(base, run.train, run.validation, run.config, run.seed, of=f"runs[{i}].")
+
+
+def _check_alike(runs: Sequence[FineTuning]) -> int:
+    """How many steps all runs take; ValueError for what a stack cannot hold."""
     for name in ALIKE:
         found = {getattr(run.config, name) for run in runs}
         if len(found) > 1:
@@ -205,8 +228,7 @@ def _check_alike(base: Model, runs: Sequence[FineTuning]) -> int:
     lengths = {run.config.total_steps(len(run.train.inputs)) for run in runs}
     if len(lengths) > 1:
         raise ValueError(f"steps: got {sorted(lengths)}, takes one for all runs of a stack")
-    kinds = {run.train.targets.dtype.kind for run in runs}
-    if len(kinds) > 1:
+    if len({run.train.targets.dtype.kind == "f" for run in runs}) > 1:
         raise ValueError("train: got targets both as integers and as probabilities, takes one kind for a stack")
     return lengths.pop()
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,38 +10,20 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from minilora import ops
+from minilora.adapter import Adapter, check_lora
 from minilora.autodiff import value_and_gradients
-from minilora.checks import check_integer, check_number, check_one_of, normalize
+from minilora.checks import check_integer, check_kind, check_number, check_one_of, described, normalize
 from minilora.conditions import one_blas_thread, working_conditions
-from minilora.lora import Adapter, LoraConfig, check_base, init_adapter
-from minilora.model import Model, ModelConfig, check_tokens, forward
+from minilora.dataset import Dataset, batches, check_dataset, check_each_counts, counted, evaluation_batches
+from minilora.lora import LoraConfig, check_base, init_adapter
+from minilora.model import Model, check_model, forward
 from minilora.optim import SCHEDULES, AdamW, scheduled
 from minilora.trees import leaves, nested
-
-EVALUATION_BATCH = 128  # sequences; what fits the cache is faster than one large pass
-
-
-class Dataset(NamedTuple):
-    """Sequences to learn from: at each token of `inputs`, predict the one of `targets`."""
-
-    inputs: np.ndarray  # (N, T) integers
-    targets: np.ndarray  # (N, T) integers, -1: nothing to predict; or (N, T, V) probabilities, all zero there
-
-    def take(self, index) -> "Dataset":
-        """Some of the sequences, cut to the longest of them."""
-        inputs, targets = self.inputs[index], self.targets[index]
-        longest = int(np.flatnonzero(_counted(targets).any(0)).max(initial=0)) + 1
-        return Dataset(inputs[:, :longest], targets[:, :longest])
-
-
-def _counted(targets: np.ndarray) -> np.ndarray:
-    """True where there is something to predict: (N, T)."""
-    return np.asarray(targets >= 0 if targets.dtype.kind in "iu" else targets.any(-1))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Give `steps` or `epochs`.
+    """How to train. Give `steps` or `epochs`. Settings that leave each other without effect are an error.
 
     >>> TrainConfig(steps=100, epochs=3)
     Traceback (most recent call last):
@@ -53,10 +35,10 @@ class TrainConfig:
     batch_size: int = 32  # sequences an update
     learning_rate: float = 1e-2  # at its peak
     schedule: str = "constant"  # "constant", "linear" or "cosine", down to 0 at the end
-    warmup_steps: int = 0  # updates over which the learning rate rises to its peak
+    warmup_steps: int = 0  # updates over which the learning rate rises to its peak, fewer than there are
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     eps: float = 1e-8  # AdamW's
-    weight_decay: float = 0.0  # AdamW's, on everything that trains
+    weight_decay: float = 0.0  # AdamW's, on everything that trains; below 1 / learning_rate
     evaluate_every: int = 50  # updates between evaluations; the start and the end are always evaluated
     evaluation_size: int | None = None  # sequences of each set to evaluate on (the first); None: all
     patience: int | None = None  # stop after so many evaluations without a better validation loss; None: never
@@ -72,17 +54,33 @@ class TrainConfig:
         check_one_of("schedule", self.schedule, SCHEDULES)
         adamw = self.optimizer()
         normalize(self, betas=adamw.betas, eps=adamw.eps, weight_decay=adamw.weight_decay)
+        if rate * self.weight_decay >= 1:
+            takes = "a product below 1: an update keeps 1 - learning_rate * weight_decay of each parameter"
+            raise ValueError(f"learning_rate, weight_decay: got {rate} and {self.weight_decay}, takes {takes}")
+        if self.steps is not None:
+            self._check_length(self.steps)
 
     def optimizer(self) -> AdamW:
         """The AdamW that these settings describe."""
         return AdamW(self.learning_rate, self.betas, self.eps, self.weight_decay)
 
     def total_steps(self, n_train: int) -> int:
-        """Updates in all, on that many training sequences."""
-        if self.epochs is not None:
-            return self.epochs * math.ceil(n_train / self.batch_size)
-        assert self.steps is not None
-        return self.steps
+        """Updates in all, on that many training sequences; ValueError if they are too few for the other settings."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        n_steps = self.epochs * math.ceil(n_train / self.batch_size)
+        self._check_length(n_steps)
+        return n_steps
+
+    def _check_length(self, n_steps: int) -> None:
+        """ValueError for a warm-up that never reaches the peak, and patience that cannot run out before the end."""
+        if self.warmup_steps >= n_steps:
+            raise ValueError(f"warmup_steps: got {self.warmup_steps}, takes fewer than the {n_steps} steps of the run")
+        within = math.ceil(n_steps / self.evaluate_every) - 1  # evaluations that are neither the start nor the end
+        if self.patience is not None and self.patience > within:
+            why = f"evaluations before the last of {n_steps} steps, with evaluate_every={self.evaluate_every}"
+            raise ValueError(f"patience: got {self.patience}, takes None or at most the {within} {why}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,9 @@ class DivergedError(FloatingPointError):
         self.step, self.settings, self.measured = step, settings, measured
 
     def __str__(self) -> str:
-        return f"the loss is not finite at step {self.step}, with {self.settings}; a lower learning_rate may help"
+        at_start = "nothing was trained yet: look at the base, and at lora_alpha"
+        advice = "a lower learning_rate may help" if self.step else at_start
+        return f"the loss is not finite at step {self.step}, with {self.settings}; {advice}"
 
 
 class Streams(NamedTuple):
@@ -149,9 +149,15 @@ def fit(
 
     `seed` fixes the factors' start, the order of the data and the dropout, each by a stream of its own: runs that
     share a seed see the same batches whatever their LoraConfig. `watch(step, trained)` is called at each evaluation.
-    Raises DivergedError where the loss stops being finite, ValueError for data that does not fit the model.
+    Raises DivergedError where the loss stops being finite, ValueError for data that does not fit the model and settings
+    that do not fit each other, TypeError for arguments of another kind. Every training sequence needs something to
+    predict: a batch without a target would be moved by AdamW's momentum alone.
     """
-    check_fit(base, train, validation, seed)
+    check_model("base", base)
+    if lora is not None:
+        check_lora("lora", lora)
+    check_fit(base, train, validation, config, seed)
+    check_watch(watch, "(step, trained)")
     streams = Streams.of(seed)
     trainable = Trainable(base, base if lora is None else init_adapter(base.params, lora, streams.init))
     n_steps = config.total_steps(len(train.inputs))
@@ -174,11 +180,19 @@ def fit(
     return recorder.history(stopped_early=recorder.measured[-1][0] < n_steps)
 
 
-def check_fit(base: Model, train: Dataset, validation: Dataset, seed: int) -> None:
-    """ValueError unless these can be trained on."""
-    check_integer("seed", seed, at_least=0)
-    check_dataset("train", train, base.config)
-    check_dataset("validation", validation, base.config)
+def check_fit(base: Model, train: Dataset, validation: Dataset, config: TrainConfig, seed: int, of: str = "") -> None:
+    """ValueError or TypeError unless the base can be trained on these; `of` says whose arguments they are."""
+    check_kind(f"{of}config", config, TrainConfig, "a TrainConfig")
+    check_integer(f"{of}seed", seed, at_least=0)
+    check_dataset(f"{of}train", train, base.config)
+    check_dataset(f"{of}validation", validation, base.config)
+    check_each_counts(f"{of}train", train)
+
+
+def check_watch(watch: Any, arguments: str) -> None:
+    """TypeError unless it can be called."""
+    if watch is not None and not callable(watch):
+        raise TypeError(f"watch: got {described(watch)}, takes a function of {arguments}, or None")
 
 
 class Trainable:
@@ -234,24 +248,18 @@ def _loss(base: Model, trained: Adapter | Model | None, batch: Dataset, rng=None
     return ops.cross_entropy(logits, batch.targets)
 
 
-def batches(dataset: Dataset, batch_size: int, n_steps: int, rng: np.random.Generator) -> Iterator[Dataset]:
-    """`n_steps` batches, in a fresh order each epoch."""
-    n = len(dataset.inputs)
-    for step in range(n_steps):
-        place = step % math.ceil(n / batch_size)
-        if place == 0:
-            order = rng.permutation(n)
-        yield dataset.take(order[place * batch_size : (place + 1) * batch_size])
-
-
 def evaluate(model: Model, dataset: Dataset, adapter: Adapter | None = None) -> float:
-    """Mean cross-entropy in nats per token, without dropout. ValueError if the adapter is for another base.
+    """Mean cross-entropy in nats per token, without dropout.
+
+    ValueError if the data does not fit the model or the adapter is for another base, TypeError for arguments of another
+    kind: a Model in the place of `adapter` is itself what is evaluated.
 
     >>> import minilora as ml
     >>> base = ml.load_base("surnames")
     >>> round(evaluate(base, ml.encode(["smith", "jones"])), 2) < 3
     True
     """
+    check_model("model", model)
     check_dataset("dataset", dataset, model.config)
     if adapter is not None:
         check_base(model.params, adapter)
@@ -259,41 +267,10 @@ def evaluate(model: Model, dataset: Dataset, adapter: Adapter | None = None) -> 
         return _mean_loss(model, adapter, evaluation_batches(dataset))
 
 
-def evaluation_batches(dataset: Dataset, size: int | None = None) -> list[Dataset]:
-    """The first `size` sequences, sorted by length so that little is padding."""
-    dataset = Dataset(dataset.inputs[:size], dataset.targets[:size])
-    order = np.argsort(_counted(dataset.targets).sum(-1), kind="stable")
-    return [dataset.take(order[i : i + EVALUATION_BATCH]) for i in range(0, len(order), EVALUATION_BATCH)]
-
-
 def _mean_loss(model: Model, trained: Adapter | Model | None, batches: list[Dataset]) -> float:
-    counts = [int(_counted(batch.targets).sum()) for batch in batches]
+    counts = [int(counted(batch.targets).sum()) for batch in batches]
     losses = [float(_loss(model, trained, batch)) for batch in batches]
     return sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
-
-
-def check_dataset(name: str, dataset: Dataset, config: ModelConfig) -> None:
-    """ValueError unless the sequences fit the model."""
-    inputs, targets = np.asarray(dataset.inputs), np.asarray(dataset.targets)
-    if len(inputs) == 0:
-        raise ValueError(f"{name}: got no sequences, takes at least one")
-    if inputs.ndim != 2:
-        raise ValueError(f"{name}: got inputs of shape {inputs.shape}, takes (sequences, tokens)")
-    check_tokens(inputs, config, f"{name}: tokens")
-    if targets.shape == (*inputs.shape, config.vocab_size) and targets.dtype.kind == "f":
-        totals = targets.sum(-1)
-        good = (targets >= 0).all() and (np.isclose(totals, 1, atol=1e-3) | (totals == 0)).all()
-        takes = "probabilities that sum to 1, or to 0 where there is nothing to predict"
-    elif targets.shape == inputs.shape and targets.dtype.kind in "iu":
-        good = targets.min() >= -1 and targets.max() < config.vocab_size
-        takes = f"-1 ... {config.vocab_size - 1}"
-    else:
-        shapes = f"integers {inputs.shape} or probabilities {(*inputs.shape, config.vocab_size)}"
-        raise ValueError(f"{name}: got targets of shape {targets.shape} and dtype {targets.dtype}, takes {shapes}")
-    if not good:
-        raise ValueError(f"{name}: got targets outside their range, takes {takes}")
-    if not _counted(targets).any():
-        raise ValueError(f"{name}: got nothing to predict, takes at least one target")
 
 
 class Recorder:
@@ -303,9 +280,10 @@ class Recorder:
         self.base, self.patience, self.watch, self.settings = base, config.patience, watch, settings
         self.train = evaluation_batches(train, config.evaluation_size)
         self.validation = evaluation_batches(validation, config.evaluation_size)
-        for batches in (self.train, self.validation):
-            if not any(_counted(batch.targets).any() for batch in batches):
-                raise ValueError(f"evaluation_size: got {config.evaluation_size}, which leaves nothing to predict")
+        for name, shown in (("train", self.train), ("validation", self.validation)):
+            if not any(counted(batch.targets).any() for batch in shown):
+                what = f"which leaves nothing to predict in {name}"
+                raise ValueError(f"evaluation_size: got {config.evaluation_size}, {what}")
         self.measured: list[tuple[int, float, float]] = []
         self.best: Any = None
         self.final: Any = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ import minilora as ml
 from minilora.lora import check_base
 from minilora.lora_config import BIAS_MODES, INITS
 from minilora.model import LINEAR
+from minilora.stack import stack_adapters
 from minilora.trees import cast, fingerprint, leaves, nested
 
 CONFIG = ml.ModelConfig(vocab_size=11, context_length=7, d_model=6, n_heads=2, n_layers=3, d_ff=5, dtype="float64")
@@ -78,6 +80,8 @@ def lora_configs(draw):
         forms.append("all-linear")
     form = draw(st.sampled_from(forms))
     layers = draw(st.one_of(st.none(), st.integers(-3, 2), some(range(-3, 3))))
+    if form == forms[1]:  # whole paths go with all layers
+        layers = None
     init = draw(st.sampled_from(INITS))
     ranks = st.sampled_from([2, 4]) if init == "orthogonal" else st.integers(1, 4)
     alphas = st.one_of(st.integers(1, 64), st.floats(1e-3, 1e3))
@@ -265,7 +269,7 @@ PLACES = [
     {"target_modules": ["k_proj", "up_proj"], "layers_to_transform": [0, -1]},
     {"target_modules": ".*_proj", "layers_to_transform": [2]},
     {"target_modules": "all-linear", "layers_to_transform": 0},
-    {"target_modules": ["layers.0.q_proj", "layers.1.q_proj"], "layers_to_transform": [1]},
+    {"target_modules": ["layers.0.q_proj", "1.q_proj"], "layers_to_transform": [0, 1]},
     {"target_modules": r"layers\.1\..*"}, {"target_modules": ".*", "exclude_modules": ["o_proj"]},
 ]  # fmt: skip
 
@@ -476,6 +480,350 @@ def test_arrays_that_do_not_fit_the_config_are_refused(tmp_path, broken, when):
         USES[when](folder)
 
 
+# --- what a folder names besides, and where PEFT's rules are not those of who writes a config ---
+
+V0, V1 = "layers.0.v_proj", "layers.1.v_proj"
+NAMED_BESIDES = {
+    "an exclusion of the head": ({"exclude_modules": ["lm_head"]}, Q),
+    "an exclusion by a pattern that matches nothing": ({"exclude_modules": ".*vision_tower.*"}, Q),
+    "an empty pattern of exclusions": ({"exclude_modules": ""}, Q),
+    "targets of several architectures": ({"target_modules": ["q_proj", "query_key_value", "c_attn", "Wqkv"]}, Q),
+    "a layer that is not there": ({"layers_to_transform": [0, 5]}, Q[:1]),
+    "a layer without a target": ({"target_modules": ["layers.0.q_proj"], "layers_to_transform": [0, 1]}, Q[:1]),
+    "a whole path outside the layers": (
+        {"target_modules": ["layers.0.q_proj", "v_proj"], "layers_to_transform": [1]}, [Q[0], V1]),
+    "a rank for what is not adapted": ({"rank_pattern": {"o_proj": 4, "layers.7.q_proj": 3}}, Q),
+    "an alpha for what is not adapted": ({"alpha_pattern": {"experts.*": 4}}, Q),
+    "where layers may be": ({"layers_to_transform": [1], "layers_pattern": ["h", "layers"]}, Q[1:2]),
+    "no pattern for layers": ({"layers_to_transform": [1], "layers_pattern": ""}, Q[1:2]),
+    "tied weights, with nothing tied": ({"ensure_weight_tying": True}, Q),
+    "fields of 2023": ({"enable_lora": None, "merge_weights": False, "fan_in_fan_out": None}, Q),
+    "null for what is off": (dict.fromkeys(["use_dora", "lora_bias", "use_bdlora", "modules_to_save"]), Q),
+    "how factors started": ({"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}}, Q),
+    "MiCA": ({"init_lora_weights": "mica"}, Q),
+    "MiCA, as it calls itself": ({"init_lora_weights": "MiCA"}, Q),
+    "LoRA-GA without gradients": ({"init_lora_weights": "lora_ga"}, Q),
+    "Gaussian": ({"init_lora_weights": "Gaussian"}, Q),
+    "settings of an init that is not used": ({"loftq_config": {"bits": 4}, "corda_config": {"verbose": True}}, Q),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMED_BESIDES)
+def test_what_a_folder_names_besides_is_passed_over(tmp_path, case):
+    """The arrays are those of the modules that the config adapts; saved again, it is the same adapter."""
+    fields, paths = NAMED_BESIDES[case]
+    arrays = random_factors(dict.fromkeys(paths, 2))
+    folder = write_folder(tmp_path / "theirs", SMALL_CONFIG | fields, arrays)
+    loaded = check_folder(folder, arrays, dict.fromkeys(paths, 8 / 2))
+    assert loaded.config.target_modules == tuple(sorted(paths))
+    assert (loaded.config.layers_to_transform, loaded.config.exclude_modules) == (None, None)
+    assert (loaded.config.rank_pattern, loaded.config.alpha_pattern) == ({}, {})
+    assert ml.select_modules(BASE.params, loaded.config) == list(loaded.factors)
+    ml.save_adapter(loaded, tmp_path / "ours")
+    assert same_adapter(ml.load_adapter(tmp_path / "ours", BASE.params), loaded)
+    ml.save_adapter(ml.load_adapter(folder), tmp_path / "again")  # without the base, as the folder has it
+    assert same_adapter(ml.load_adapter(tmp_path / "again", BASE.params), loaded)
+
+
+def test_patterns_come_back_as_a_number_for_each_path(tmp_path):
+    config = SMALL_CONFIG | {"rank_pattern": {r".*\.[12]\..*": 3, "q_proj": 2}, "alpha_pattern": {"1.q_proj": 5}}
+    arrays = random_factors(dict(zip(Q, (2, 3, 3), strict=True)))
+    loaded = check_folder(write_folder(tmp_path, config, arrays), arrays, dict(zip(Q, (4, 5 / 3, 8 / 3), strict=True)))
+    assert (loaded.config.rank_pattern, loaded.config.alpha_pattern) == ({Q[1]: 3, Q[2]: 3}, {Q[1]: 5})
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"target_modules": ["o_proj"]},
+            r"adapter_model\.safetensors: lacks layers\.0\.o_proj.*unexpected layers\.0\.q_proj",
+        ),
+        ({"target_modules": ["query"]}, r"adapter_config\.json: target_modules: \('query',\) with .* leaves no module"),
+        ({"exclude_modules": ["q_proj"]}, r"adapter_config\.json: target_modules: .*exclude_modules=\('q_proj',\)"),
+        ({"layers_to_transform": [3]}, r"adapter_config\.json: target_modules: .*layers_to_transform=\(3,\) leaves no"),
+        (
+            {"layers_to_transform": [0, 1]},
+            r"adapter_model\.safetensors: lacks nothing; has unexpected layers\.2\.q_proj",
+        ),
+        ({"rank_pattern": {"[": 2}}, r"adapter_config\.json: rank_pattern: got '\['"),
+        (
+            {"rank_pattern": {"0.q_proj": 3}},
+            r"adapter_model\.safetensors: layers\.0\.q_proj\.lora_A: got shape \(2, 6\)",
+        ),
+        ({"bias": "all"}, r"adapter_model\.safetensors: lacks .*bias"),
+        ({"bias": "lora_only"}, r"adapter_model\.safetensors: lacks layers\.0\.q_proj\.bias, layers\.1\.q_proj\.bias"),
+    ],
+    ids=str,
+)
+def test_the_file_and_the_field_at_fault_are_named(tmp_path, fields, says):
+    """A config that adapts other modules than those whose arrays there are, or none."""
+    folder = write_folder(tmp_path, SMALL_CONFIG | fields, random_factors(dict.fromkeys(Q, 2)))
+    with pytest.raises(ValueError, match=f"^{names_the(tmp_path)}/{says}"):
+        ml.load_adapter(folder, BASE.params)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "PiSSA", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+def test_an_init_that_changed_the_base_is_refused_with_the_reason(tmp_path, init):
+    arrays = random_factors(dict.fromkeys(Q, 2))
+    started = {"init_lora_weights": init, "lora_ga_config": {"scale": "stable"} if init == "lora_ga" else None}
+    folder = write_folder(tmp_path, SMALL_CONFIG | started, arrays)
+    reason = "changes the base's weights .* so that the file is right on that changed base alone"
+    for params in (None, BASE.params):
+        with pytest.raises(
+            ValueError, match=rf"adapter_config\.json: init_lora_weights: got '{init}', takes .*{reason}"
+        ):
+            ml.load_adapter(folder, params)
+
+
+EMBEDDING = PREFIX + "embed_tokens.weight"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_an_embedding_that_is_stored_with_the_adapter_has_to_be_the_base_s(tmp_path, dtype):
+    """PEFT's save_embedding_layers=True. A table that was trained, or has other words, is not ours to leave out."""
+    base = ml.Model(CONFIG, nested(dict(leaves(BASE.params))))
+    base.params["embed_tokens"]["weight"] = base.params["embed_tokens"]["weight"].astype(dtype).astype("float64")
+    table = base.params["embed_tokens"]["weight"].astype(dtype)
+    arrays = random_factors(dict.fromkeys(Q, 2))
+    loaded = ml.load_adapter(write_folder(tmp_path, SMALL_CONFIG, arrays | {EMBEDDING: table}), base.params)
+    plain = ml.load_adapter(write_folder(tmp_path / "plain", SMALL_CONFIG, arrays), base.params)
+    assert same_adapter(loaded, plain)
+    for other in (table + table.dtype.type(1), table[:-1], table.T.copy()):
+        folder = write_folder(tmp_path, SMALL_CONFIG, arrays | {EMBEDDING: other})
+        with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*embed_tokens\.weight: is not the base's"):
+            ml.load_adapter(folder, base.params)
+    with pytest.raises(
+        ValueError, match=r"adapter_model\.safetensors: has .*embed_tokens\.weight: load it with the base"
+    ):
+        ml.load_adapter(folder)
+
+
+def test_a_bias_under_both_of_peft_s_names_is_refused(tmp_path):
+    """Which of the two would count is up to the order."""
+    biases = {f"{PREFIX}{path}.{inner}bias": np.zeros(6) for path in Q for inner in ("", "base_layer.")}
+    folder = write_folder(tmp_path, SMALL_CONFIG | {"bias": "lora_only"}, random_factors(dict.fromkeys(Q, 2)) | biases)
+    for params in (None, BASE.params):
+        with pytest.raises(ValueError, match=r"layers\.0\.q_proj\.bias is there under another name too"):
+            ml.load_adapter(folder, params)
+
+
+def test_a_file_without_factors_is_refused(tmp_path):
+    """With the base or without; biases alone are no adapter either."""
+    norm = {PREFIX + "norm.bias": np.zeros(6)}
+    for arrays, bias in (({}, "none"), (norm, "all")):
+        folder = write_folder(tmp_path, SMALL_CONFIG | {"bias": bias}, arrays)
+        for params in (None, BASE.params):
+            with pytest.raises(ValueError, match=r"adapter_model\.safetensors: lacks .*lora_A"):
+                ml.load_adapter(folder, params)
+
+
+@pytest.mark.parametrize("order", [["v_proj", "q_proj"], ["v_proj", "q_proj", "v_proj"]])
+def test_names_in_another_order_are_the_same_config(tmp_path, order):
+    """In the JSON, and in the metadata of folders from before names were sorted."""
+    adapter = make_adapter(target_modules=["q_proj", "v_proj"], exclude_modules=["0.q_proj", "1.v_proj"])
+    ml.save_adapter(adapter, tmp_path)
+    file, arrays = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    changed = {"target_modules": order, "exclude_modules": ["1.v_proj", "0.q_proj"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert same_adapter(ml.load_adapter(tmp_path, BASE.params), adapter)
+    with safetensors.safe_open(arrays, framework="np") as opened:
+        metadata = opened.metadata()
+    metadata["minilora.config"] = json.dumps(json.loads(metadata["minilora.config"]) | changed)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(arrays), arrays, metadata)
+    for loaded in (ml.load_adapter(tmp_path, BASE.params), ml.load_adapter(tmp_path)):
+        assert same_adapter(loaded, adapter)
+
+
+# --- what is refused when it is saved, as it would be when it is loaded ---
+
+
+def changed_arrays(adapter, name, change):
+    return adapter.with_arrays({key: change(one) if name in key else one for key, one in adapter.arrays().items()})
+
+
+def replaced(adapter, **fields):
+    return dataclasses.replace(adapter, **fields)
+
+
+def put(array, value):
+    changed = array.copy()
+    changed.flat[-1] = value
+    return changed
+
+
+SOUND = make_adapter(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], bias="lora_only")
+UNSAVED = {  # what is wrong -> (the adapter, what the message begins with)
+    "NaN": (changed_arrays(SOUND, "1.q_proj.lora_B", lambda x: put(x, np.nan)),
+            "adapter: layers.1.q_proj.lora_B: holds NaN or infinite numbers"),
+    "infinity": (changed_arrays(SOUND, "1.q_proj.bias", lambda x: put(x, np.inf)), "adapter: layers.1.q_proj.bias: ho"),
+    "float16": (changed_arrays(SOUND, "0.q_proj.lora_A", lambda x: x.astype("float16")),
+                "adapter: layers.0.q_proj.lora_A: got float16, takes float32 or float64"),
+    "integers": (changed_arrays(SOUND, "lora_A", lambda x: x.astype(int)), "adapter: layers.0.q_proj.lora_A: got int6"),
+    "complex": (changed_arrays(SOUND, "lora_A", lambda x: 1j * x), "adapter: layers.0.q_proj.lora_A: got complex128"),
+    "lists": (changed_arrays(SOUND, "lora_A", lambda x: x.tolist()), "adapter: layers.0.q_proj.lora_A: got a list, ta"),
+    "objects": (changed_arrays(SOUND, "lora_A", lambda x: x.astype(object)), "adapter: layers.0.q_proj.lora_A: got ob"),
+    "transposed A": (changed_arrays(SOUND, "0.up_proj.lora_A", np.transpose), "adapter: layers.0.up_proj: got {'lora_"),
+    "transposed B": (changed_arrays(SOUND, "0.up_proj.lora_B", np.transpose), "adapter: layers.0.up_proj: got {'lora_"),
+    "one axis": (changed_arrays(SOUND, "0.up_proj.lora_B", np.ravel), "adapter: layers.0.up_proj: got"),
+    "a stack's axis": (changed_arrays(SOUND, "lora", lambda x: x[None]), "adapter: layers.0.q_proj: got"),
+    "another rank": (replaced(SOUND, config=replaced(SOUND.config, r=2)), "adapter: layers.0.q_proj: got"),
+    "no A": (replaced(SOUND, factors={p: {"lora_B": f["lora_B"]} for p, f in SOUND.factors.items()}),
+             "adapter: layers.0.q_proj: got {'lora_B'"),
+    "no factors": (replaced(SOUND, factors={}, biases={}, scaling={}), "adapter: lacks lora_A and lora_B"),
+    "another module": (replaced(SOUND, config=replaced(SOUND.config, target_modules=["q_proj"])),
+                       "adapter: layers.0.up_proj: has factors, which its config does not call for"),
+    "another layer": (replaced(SOUND, config=replaced(SOUND.config, layers_to_transform=[0, 2])),
+                      "adapter: layers.1.q_proj: has factors, which its config does not call for"),
+    "another alpha": (replaced(SOUND, config=replaced(SOUND.config, lora_alpha=9)), "adapter: scaling of layers."),
+    "another scaling": (replaced(SOUND, scaling=dict.fromkeys(SOUND.scaling, 3.0)), "adapter: scaling of layers."),
+    "a scaling less": (replaced(SOUND, scaling={}), "adapter: scaling of layers."),
+    "a bias less": (replaced(SOUND, biases={}), "adapter: of the biases that train with bias='lora_only', lacks layer"),
+    "a bias more": (replaced(SOUND, biases=SOUND.biases | {"norm": np.zeros(6)}),
+                    "adapter: of the biases that train with bias='lora_only', lacks nothing; has unexpected norm.bias"),
+    "biases of none": (replaced(SOUND, config=replaced(SOUND.config, bias="none")), "adapter: of the biases that trai"),
+    "a bias of another size": (changed_arrays(SOUND, "0.q_proj.bias", lambda x: x[1:]),
+                               "adapter: layers.0.q_proj.bias: got shape (5,), takes (6,)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", UNSAVED)
+def test_an_adapter_that_could_not_be_loaded_is_not_saved(tmp_path, wrong):
+    """And what was in the folder stays as it was."""
+    adapter, says = UNSAVED[wrong]
+    ml.save_adapter(SOUND, tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    for folder in ("a", "b"):
+        with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+            ml.save_adapter(adapter, tmp_path / folder)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_is_no_adapter_is_not_saved_as_one(tmp_path):
+    """After full fine-tuning `history.best` is a Model."""
+    two = stack_adapters([make_adapter(), make_adapter(seed=2)])
+    for other, says in ((BASE, "a Model"), (two, "an AdapterStack"), (BASE.params, "a dict"), (None, "None")):
+        with pytest.raises(TypeError, match=f"^adapter: got {says}, takes an Adapter .*save_model writes it"):
+            ml.save_adapter(other, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    ml.save_adapter(two.member(1), tmp_path / "a")
+
+
+def with_leaf(path, change):
+    """BASE with another array at that path."""
+    return ml.Model(CONFIG, nested(dict(leaves(BASE.params)) | {path: change(leaves(BASE.params)[path])}))
+
+
+WEIGHT = "layers.1.up_proj.weight"
+UNSAVED_MODELS = {
+    "NaN": (with_leaf(WEIGHT, lambda x: put(x, np.nan)), f"model.params: {WEIGHT}: holds NaN or infinite numbers"),
+    "float32": (with_leaf(WEIGHT, lambda x: x.astype("float32")), f"model.params: {WEIGHT}: got float32, takes float6"),
+    "integers": (with_leaf(WEIGHT, lambda x: x.astype(int)), f"model.params: {WEIGHT}: got int64, takes float64"),
+    "a list": (with_leaf("norm.bias", lambda x: x.tolist()), "model.params: lacks norm.bias; has unexpected norm.bias"),
+    "transposed": (with_leaf(WEIGHT, np.transpose), f"model.params: {WEIGHT}: got shape (6, 5), takes (5, 6)"),
+    "a layer less": (ml.Model(CONFIG, BASE.params | {"layers": BASE.params["layers"][:2]}), "model.params: lacks laye"),
+    "an array more": (ml.Model(CONFIG, BASE.params | {"lm_head": np.zeros(3)}), "model.params: lacks nothing; has une"),
+    "another config": (ml.Model(dataclasses.replace(CONFIG, d_ff=7), BASE.params), "model.params: layers.0.up_proj.we"),
+    "another dtype": (ml.Model(dataclasses.replace(CONFIG, dtype="float32"), BASE.params),
+                      "model.params: embed_tokens.weight: got float64, takes float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", UNSAVED_MODELS)
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, wrong):
+    model, says = UNSAVED_MODELS[wrong]
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+        ml.save_model(model, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_no_model_is_not_saved_as_one(tmp_path):
+    for other, says in ((SOUND, "an Adapter"), (BASE.params, "a dict"), (None, "None")):
+        with pytest.raises(TypeError, match=f"^model: got {says}, takes a Model"):
+            ml.save_model(other, tmp_path / "a")
+    with pytest.raises(TypeError, match=r"^model\.config: got a dict, takes a ModelConfig"):
+        ml.save_model(ml.Model(vars(CONFIG), BASE.params), tmp_path / "a")
+    with pytest.raises(TypeError, match=r"^model\.params: got a Model, takes the nested dict"):
+        ml.save_model(ml.Model(CONFIG, BASE), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("notes", "says"),
+    [
+        ({"loss": np.nan}, "notes: got what JSON does not have"),
+        ({"loss": np.float32(2)}, "notes: got what JSON does not have"),
+        ({"d_model": 7}, "notes: got d_model, takes what is no field of the model"),
+        ({"fingerprint": "x", "dtype": "y"}, "notes: got dtype, fingerprint, takes what is no field"),
+        (["loss"], "notes: got a list, takes a dict, or None"),
+    ],
+    ids=str,
+)
+def test_notes_that_cannot_be_written_leave_what_was_there(tmp_path, notes, says):
+    """Found before the first of two files is replaced."""
+    ml.save_model(make_model(seed=1), tmp_path)
+    with pytest.raises((TypeError, ValueError), match=f"^{says}"):
+        ml.save_model(BASE, tmp_path, notes)
+    assert same_bits(leaves(ml.load_model(tmp_path).params), leaves(make_model(seed=1).params))
+
+
+# --- folders ---
+
+FOLDER_USES = {
+    "save_model": lambda folder: ml.save_model(BASE, folder),
+    "save_adapter": lambda folder: ml.save_adapter(SOUND, folder),
+    "load_model": ml.load_model,
+    "load_adapter": ml.load_adapter,
+    "load_adapter with params": lambda folder: ml.load_adapter(folder, BASE.params),
+    "load_opt": ml.load_opt,
+    "load_opt_adapter": lambda folder: ml.load_opt_adapter(folder, BASE.params),
+}
+
+
+@pytest.mark.parametrize("use", FOLDER_USES)
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, use):
+    """The safetensors file itself, say."""
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=f"^folder: got '{names_the(file)}', which is a file, takes a folder$"):
+        FOLDER_USES[use](file)
+
+
+@pytest.mark.parametrize("use", FOLDER_USES)
+@pytest.mark.parametrize("folder", [None, 3, b"folder", ["folder"]])
+def test_what_is_no_path_is_named(use, folder):
+    with pytest.raises(TypeError, match=r"^folder: got .*, takes the path of a folder$"):
+        FOLDER_USES[use](folder)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    load, file = prepare(tmp_path, "adapter", "safetensors")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(IsADirectoryError, match=f"{names_the(file)}: a folder, takes a safetensors file"):
+        load(tmp_path)
+
+
+def test_adapters_in_folders_below_are_pointed_at(tmp_path):
+    """PEFT saves every adapter but the one named "default" one level down."""
+    for name in ("one", "two"):
+        ml.save_adapter(SOUND, tmp_path / name)
+    with pytest.raises(
+        FileNotFoundError, match=r"adapter_config\.json: no such file; there are adapters in .* one, two$"
+    ):
+        ml.load_adapter(tmp_path)
+
+
+def test_params_of_another_kind_are_named(tmp_path):
+    ml.save_adapter(SOUND, tmp_path)
+    for load in (ml.load_adapter, ml.load_opt_adapter):
+        with pytest.raises(TypeError, match=r"^params: got a Model, takes the nested dict of a Model's parameters"):
+            load(tmp_path, BASE)
+    with pytest.raises(TypeError, match=r"^params: got None"):
+        ml.load_opt_adapter(tmp_path, None)
+
+
 # --- what is refused in adapter_config.json ---
 
 BAD_FIELDS = [
@@ -497,7 +845,8 @@ BAD_FIELDS = [
     ("use_dora", True), ("fan_in_fan_out", True), ("lora_bias", True), ("modules_to_save", ["norm"]),
     ("layers_pattern", "blocks"), ("layer_replication", [[0, 2]]), ("trainable_token_indices", [1]),
     ("target_parameters", ["x"]), ("alora_invocation_tokens", [1]), ("use_qalora", True),
-    ("loftq_config", {"bits": 4}), ("use_bdlora", True), ("megatron_config", {}),
+    ("use_bdlora", True), ("megatron_config", {}), ("layers_pattern", ["h"]),
+    ("enable_lora", [True, False, True]), ("merge_weights", True), ("fan_in_fan_out", "false"),
 ]  # fmt: skip
 
 
@@ -582,12 +931,28 @@ def test_a_missing_file_is_named(tmp_path, kind, suffix):
         load(tmp_path / "nowhere")
 
 
-def test_pickled_weights_are_not_looked_at(tmp_path):
-    """PEFT's old format, adapter_model.bin, runs whatever code is in it."""
-    ml.save_adapter(make_adapter(), tmp_path)
-    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
-        ml.load_adapter(tmp_path)
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth"])
+def test_pickled_weights_are_refused(tmp_path, kind, suffix):
+    """Reading one runs whatever code is in it. Beside safetensors it is not looked at."""
+    load, file = prepare(tmp_path, kind, "safetensors")
+    pickled = tmp_path / f"{'pytorch_' * (kind == 'model')}{file.stem}{suffix}"
+    pickled.write_bytes(b"\x80\x04")
+    load(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"^{names_the(pickled)}: pickle is not read; convert to safetensors$"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_other_pickles_are_not_what_is_missing(tmp_path, kind):
+    """Trainers leave their own state in the folder."""
+    load, file = prepare(tmp_path, kind, "safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
+        (tmp_path / name).write_bytes(b"\x80\x04")
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=names_the(file)):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "model"])
@@ -665,14 +1030,29 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, kind, value):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int64"])
-@pytest.mark.parametrize("kind", ["adapter", "model"])
+@pytest.mark.parametrize(("kind", "dtype"), [("adapter", "int64"), ("model", "int64"), ("model", "float16")])
 def test_other_dtypes_are_refused(tmp_path, kind, dtype):
     load, file = prepare(tmp_path, kind, "safetensors")
     arrays = {name: array.astype(dtype) for name, array in safetensors.numpy.load_file(file).items()}
     file.write_bytes(safetensors_file(arrays))
-    with pytest.raises(ValueError, match=rf"{names_the(file)}: .*: got {dtype}, takes float32 or float64"):
+    with pytest.raises(
+        ValueError, match=rf"{names_the(file)}: .*: got {dtype}, takes (float16 or )?float32 or float64"
+    ):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_factors_in_float16_are_widened_as_bases_are(tmp_path, with_base):
+    """Which changes no number; where dtypes are mixed, the widest is that of all."""
+    arrays = {name: array.astype("float16") for name, array in random_factors(dict.fromkeys(Q, 2)).items()}
+    for wide in (None, "float32", "float64"):
+        one = PREFIX + "layers.1.q_proj.lora_B.weight"
+        stored = arrays if wide is None else arrays | {one: arrays[one].astype(wide)}
+        folder = write_folder(tmp_path, SMALL_CONFIG, stored)
+        loaded = ml.load_adapter(folder, BASE.params) if with_base else ml.load_adapter(folder)
+        assert {array.dtype.name for array in loaded.arrays().values()} == {wide or "float32"}
+        for name, array in loaded.arrays().items():
+            assert np.array_equal(array, stored[f"{PREFIX}{name}.weight"])
 
 
 @pytest.mark.parametrize(("code", "bytes_each"), [("BF16", 2), ("F8_E4M3", 1), ("F8_E5M2", 1), ("BOOL", 1), ("U64", 8)])

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from blas import blas_threads
+
+from minilora import conditions
 
 # Ten rounds of taking and giving back 24 MB in pieces of 1 MB, as steps of a larger model do. A round that has to ask
 # the system for its pages again has some 6,000 faults. In a process of its own, as malloc learns for good.
@@ -38,3 +41,17 @@ def faults_a_round(how: str) -> int:
 def test_freed_memory_is_kept_for_the_next_step():
     assert faults_a_round("not kept") > 1000, "else there was nothing to gain"
     assert faults_a_round("kept") < 100
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+def test_one_blas_thread_holds_every_blas_and_lets_go():
+    with conditions.one_blas_thread():
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+    assert conditions.blas_can_be_held()
+
+
+def test_where_threadpoolctl_knows_no_blas_that_is_said(monkeypatch):
+    """As of Accelerate, which NumPy for macOS has."""
+    monkeypatch.setattr(conditions, "threadpool_info", lambda: [{"user_api": "openmp", "num_threads": 8}])
+    assert not conditions.blas_can_be_held()

@@ -106,6 +106,56 @@ def test_one_string_is_not_taken_for_names_of_one_letter():
         ml.encode("anna")
 
 
+def test_names_may_come_from_a_generator():
+    one, other = ml.encode(name for name in ("anna", "eve")), ml.encode(["anna", "eve"])
+    assert np.array_equal(one.inputs, other.inputs)
+    assert np.array_equal(one.targets, other.targets)
+
+
+@pytest.mark.parametrize("bad", [None, 5, 1.5])
+def test_what_holds_no_names_is_named(bad):
+    with pytest.raises(TypeError, match=rf"^names: got {bad!r}, takes a list of names"):
+        ml.encode(bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 4.0, "4", None, True])
+def test_a_bad_context_length_is_named(bad):
+    with pytest.raises(ValueError, match=r"^context_length: got .*, takes an integer of at least 1"):
+        ml.encode(["a"], bad)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        ([[1, 27]], "tokens: got 1 ... 27, takes 0 ... 26"),
+        ([[1, -1]], "tokens: got -1 ... 1, takes 0 ... 26"),
+        ([1, 2], "tokens: got int64 of shape (2,), takes integers (names, tokens)"),
+        ([[1.0]], "tokens: got float64 of shape (1, 1), takes integers"),
+    ],
+)
+def test_tokens_that_are_no_letters_are_refused(tokens, says):
+    """-1 is where a target has nothing to predict; 27 would come out as an open brace."""
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+        ml.decode(np.array(tokens))
+
+
+@pytest.mark.parametrize("bad", [None, 3, ["female"], {"female": 1}])
+def test_what_is_no_table_is_named(bad):
+    with pytest.raises(ValueError, match=r"^table: got .*, takes one of 'surnames', 'female', 'male'$"):
+        ml.load_names(bad)
+
+
+def test_numpy_numbers_are_numbers():
+    one, other = ml.names_task("female", np.int64(5), np.uint8(3)), ml.names_task("female", 5, 3)
+    assert np.array_equal(one[0].inputs, other[0].inputs)
+
+
+@pytest.mark.parametrize("seed", [-1, None, True, 1.0, "0", np.random.default_rng(0)])
+def test_a_bad_seed_is_named(seed):
+    with pytest.raises(ValueError, match=r"^seed: got .*, takes an integer of at least 0"):
+        ml.names_task("female", 5, seed)
+
+
 def test_a_name_must_leave_room_for_its_end():
     assert ml.encode(["abc"], context_length=4).targets.tolist() == [[1, 2, 3, 0]]
     with pytest.raises(ValueError, match=r"names: got 'abcd', takes at most 3 letters"):
@@ -258,8 +308,19 @@ def test_a_rank_that_cannot_be_planted_is_refused(base, k):
 
 
 def test_a_target_that_is_not_there_is_refused(base):
-    with pytest.raises(ValueError, match="'qproj' matches no module"):
+    with pytest.raises(ValueError, match=r"^targets: 'qproj' matches no module"):
         ml.planted_task(base, 2, 10, seed=0, targets=["qproj"])
+    with pytest.raises(ValueError, match=r"^targets: got \[\], takes a list"):
+        ml.planted_task(base, 2, 10, seed=0, targets=[])
+
+
+def test_a_base_of_something_else_than_letters_is_refused(base):
+    config = ml.ModelConfig(vocab_size=40)
+    other = ml.Model(config, ml.init_params(config, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"^base: got vocab_size = 40, takes 27"):
+        ml.planted_task(other, 2, 10, seed=0)
+    with pytest.raises(TypeError, match=r"^base: got a dict, takes a Model"):
+        ml.planted_task(base.params, 2, 10, seed=0)
 
 
 # --- the shipped base ---
@@ -284,6 +345,12 @@ def test_every_call_gives_a_base_of_its_own(base):
     one = ml.load_base("surnames")
     one.params["norm"]["bias"] += 1
     assert fingerprint(ml.load_base("surnames").params) == fingerprint(base.params)
+
+
+@pytest.mark.parametrize("bad", [None, Path("surnames"), ["surnames"], 3])
+def test_what_is_no_name_of_a_base_is_named(bad):
+    with pytest.raises(ValueError, match=r"^name: got .*takes one of 'surnames', 'surnames_4_layers'$"):
+        ml.load_base(bad)
 
 
 def test_an_unknown_base_is_refused_with_the_nearest_name():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -155,6 +156,30 @@ def test_a_bad_number_of_names_is_refused(base, n):
 def test_a_bad_temperature_is_refused(base, temperature):
     with pytest.raises(ValueError, match=r"^temperature: got .* takes a finite number of at least 0"):
         sample(base, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rng": 0}, "rng: got 0, takes a numpy.random.Generator"),
+        ({"rng": None}, "rng: got None, takes a numpy.random.Generator"),
+        ({"rng": np.random.RandomState(0)}, "rng: got a RandomState, takes a numpy.random.Generator"),
+        ({"model": {"layers": []}}, "model: got a dict, takes a Model"),
+        ({"adapter": ml.LoraConfig()}, "adapter: got a LoraConfig, takes an Adapter"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+@pytest.mark.parametrize("n", [0, 2])
+def test_an_argument_of_another_kind_is_named(base, n, changed, says):
+    """Also where no name is asked for."""
+    arguments = {"model": base, "n": n, "rng": np.random.default_rng(0)} | changed
+    with pytest.raises(TypeError, match=f"^{re.escape(says)}"):
+        ml.sample_names(**arguments)
+
+
+def test_a_fully_tuned_model_is_no_adapter(base):
+    with pytest.raises(TypeError, match=r"^adapter: got a Model, takes an Adapter \(a Model, .* is used by itself"):
+        sample(base, adapter=base)
 
 
 def test_a_model_of_something_else_than_letters_is_refused():

@@ -1,6 +1,9 @@
 """Which modules get factors, how they start, what they do to the logits, and that merging keeps them."""
 
+import copy
 import dataclasses
+import json
+import pickle
 import re
 import warnings
 
@@ -373,7 +376,7 @@ def test_r_above_what_a_module_can_use_warns():
         UserWarning, match=r"^r: got 11 for layers\.0\.q_proj, whose weight \(10, 10\) has no rank above 10$"
     ):
         lora.init_adapter(base.params, lora.LoraConfig(r=11, target_modules=["0.q_proj"]), np.random.default_rng(0))
-    with pytest.warns(UserWarning, match=r"r: got 11 for layers\.1\.up_proj"):
+    with pytest.warns(UserWarning, match=r"^rank_pattern\['1\.up_proj'\]: got 11 for layers\.1\.up_proj"):
         lora.init_adapter(base.params, lora.LoraConfig(rank_pattern={"1.up_proj": 11}, target_modules=["1.up_proj"]),
                           np.random.default_rng(0))  # fmt: skip
     with warnings.catch_warnings():
@@ -451,8 +454,10 @@ SELECTED = [
     row("1.q 1.v 10.q 10.v", n_layers=11, layers=[1, 10]),
     row(spelled("q v", range(11)), n_layers=11, layers=list(range(11))),
     row("1.q 1.v", layers=np.int64(1)),
-    row("1.o", n_layers=3, targets=r"layers\.[01]\.o_proj", layers=[1, 2]),  # layers go with regular expressions too
-    row("1.q", n_layers=3, targets=["0.q_proj", "1.q_proj"], layers=[1, 2]),
+    row("1.o", n_layers=3, targets=r"layers\.[01]\.o_proj", layers=[1]),  # layers go with regular expressions too
+    row("1.q 2.v", n_layers=3, targets=["1.q_proj", "2.v_proj"], layers=[1, 2]),
+    row("0.q 1.q 1.v", targets=["q_proj", "1.v_proj"], layers=range(2)),
+    row("0.q 1.q", targets=frozenset({"q_proj"}), layers=frozenset({0, 1})),
     # exclusions
     row("0.q 1.q", exclude=["v_proj"]),
     row("0.q 0.v 1.v", exclude=["layers.1.q_proj"]),
@@ -462,7 +467,8 @@ SELECTED = [
     row(spelled("k v o up down", range(3)), n_layers=3, targets="all-linear", exclude=["q_proj"]),
     row(spelled("q k v o", [10]), n_layers=11, targets="all-linear", layers=-1, exclude=["up_proj", "down_proj"]),
     row("0.q 1.q 1.v", n_layers=11, layers=[0, 1], exclude=["0.v_proj"]),
-    row("0.q 0.v 1.q 1.v", exclude=["o_proj"]),  # excluded, though it was not targeted
+    row("0.q 0.v 1.q 1.v", exclude=[]),
+    row("0.q 1.q 1.v", exclude=frozenset({"0.v_proj"})),
 ]
 
 REFUSED = [
@@ -490,7 +496,34 @@ REFUSED = [
     row("exclude_modules: 'layers' matches no module", exclude="layers"),
     row("leaves no module; there are layers.0.q_proj, ", exclude=["q_proj", "v_proj"]),
     row("leaves no module", targets="all-linear", exclude="all-linear"),
-    row("leaves no module", targets=["layers.0.q_proj"], layers=1),
+    # parts that leave each other without effect
+    row(
+        "target_modules: 'layers.0.q_proj' is in none of the layers that layers_to_transform=1 chooses",
+        targets=["layers.0.q_proj"],
+        layers=1,
+    ),
+    row(
+        "target_modules: 'layers.0.q_proj' is in none of the layers", targets=["layers.0.q_proj", "v_proj"], layers=[1]
+    ),
+    row(
+        "target_modules: '1.q_proj' is in none of the layers",
+        n_layers=3,
+        targets=["v_proj", "1.q_proj"],
+        layers=[0, -1],
+    ),
+    row("target_modules: 'layers.0.*' is in none of the layers", targets="layers.0.*", layers=-1),
+    row(
+        "layers_to_transform: layer 1 has none of target_modules=('layers.0.q_proj',)",
+        targets=["layers.0.q_proj"],
+        layers=[0, 1],
+    ),
+    row("layers_to_transform: layer -1 has none of", n_layers=3, targets=r"layers\.[01]\.o_proj", layers=[1, -1]),
+    row(
+        "exclude_modules: 'o_proj' takes nothing out: the targets are layers.0.q_proj, layers.0.v_proj",
+        exclude=["o_proj"],
+    ),
+    row("exclude_modules: '0.v_proj' takes nothing out", exclude=["0.v_proj", "1.q_proj"], layers=1),
+    row("exclude_modules: 'layers.0.*' takes nothing out", exclude="layers.0.*", layers=[1]),
     row("leaves no module", targets=["q_proj"], layers=0, exclude=["0.q_proj"]),
 ]
 
@@ -592,6 +625,18 @@ def test_an_adapters_arrays_go_round():
     for name, array in adapter.arrays().items():
         np.testing.assert_array_equal(doubled.arrays()[name], 2 * array)
     assert (doubled.config, doubled.scaling, doubled.base) == (adapter.config, adapter.scaling, adapter.base)
+
+
+def test_arrays_of_other_names_are_refused():
+    """One that is not there cannot be left as it was, and one too many would be lost."""
+    _, adapter = fresh("gaussian", bias="all")
+    arrays = adapter.arrays()
+    one = "layers.1.q_proj.lora_B"
+    fewer = {name: array for name, array in arrays.items() if name != one}
+    with pytest.raises(ValueError, match=rf"^arrays: lacks {re.escape(one)}; has unexpected nothing$"):
+        adapter.with_arrays(fewer)
+    with pytest.raises(ValueError, match=r"^arrays: lacks nothing; has unexpected layers\.1\.q_proj\.lora_C$"):
+        adapter.with_arrays(arrays | {"layers.1.q_proj.lora_C": arrays[one]})
 
 
 # Counting
@@ -738,7 +783,7 @@ def test_modules_with_the_same_input_have_different_masks():
 
 
 def test_dropout_without_a_generator_is_an_error():
-    with pytest.raises(ValueError, match=r"numpy\.random\.Generator"):
+    with pytest.raises(TypeError, match=r"numpy\.random\.Generator"):
         ops.dropout_mask((3, 5), 0.5, None, "float64")
 
 
@@ -748,9 +793,9 @@ BAD = {
     "r": ([0, -1, 2.5, 8.0, True, "8", None, float("nan")], "an integer of at least 1"),
     "lora_alpha": ([0, -1, float("nan"), float("inf"), True, "16", None, [16]], "a finite number above 0"),
     "lora_dropout": ([1, 1.0, -0.1, float("nan"), True, "0.1", None], "a number in [0, 1)"),
-    "target_modules": ([[], (), None, 3, ["q_proj", 3], {"q_proj": 1}, b"q"], "a list of names, a regular expression"),
-    "layers_to_transform": (["first", 1.0, True, "0", 0.5], "an integer"),
-    "exclude_modules": ([[], 3, [None]], "a list of names, a regular expression, or 'all-linear'"),
+    "target_modules": ([[], (), None, 3, ["q_proj", 3], {"q_proj": 1}, b"q"], "a list, tuple or set of names, a "),
+    "layers_to_transform": (["first", 1.0, True, "0", 0.5, {}], "an integer, a list, tuple, set, range or array of"),
+    "exclude_modules": ([3, [None], {}], "a list, tuple or set of names, a regular expression, or 'all-linear'"),
     "rank_pattern": ([None, [], "q_proj", 3], "a dict from a module's name or pattern to a number"),
     "alpha_pattern": ([None, [], "q_proj", 3], "a dict from a module's name or pattern to a number"),
     "bias": (["lora", "ALL", None, True, False], "one of 'none', 'all', 'lora_only'"),
@@ -865,3 +910,173 @@ def test_numpy_numbers_in_a_config_do_not_change_the_dtype(settings):
         adapter.arrays(),
     )
     assert {value.dtype, *(gradient.dtype for gradient in gradients.values())} == {np.dtype("float32")}
+
+
+def test_names_and_layers_have_no_order():
+    """Equal configs are equal, hash alike and are written alike, whoever lists the names."""
+    one = lora.LoraConfig(target_modules=["q_proj", "v_proj"], exclude_modules=["a", "b"], layers_to_transform=[0, 2])
+    for others in (
+        {"target_modules": ("v_proj", "q_proj"), "exclude_modules": ("b", "a"), "layers_to_transform": (2, 0)},
+        {"target_modules": {"v_proj", "q_proj"}, "exclude_modules": {"b", "a"}, "layers_to_transform": {2, 0}},
+        {"target_modules": frozenset({"v_proj", "q_proj"}), "exclude_modules": {"a": 1, "b": 2}.keys()},
+        {"layers_to_transform": range(0, 3, 2), "target_modules": ["q_proj", "v_proj", "q_proj"]},
+        {"layers_to_transform": np.array([2, 0]), "target_modules": [np.str_("v_proj"), "q_proj"]},
+    ):
+        other = dataclasses.replace(one, **others)
+        assert (other, hash(other), repr(other)) == (one, hash(one), repr(one))
+    assert {one: 1}[dataclasses.replace(one)] == 1
+
+
+@pytest.mark.parametrize("nothing", [None, [], (), set(), frozenset()])
+def test_an_empty_exclusion_is_none(nothing):
+    assert lora.LoraConfig(exclude_modules=nothing) == lora.LoraConfig()
+
+
+@pytest.mark.parametrize("layers", [[], (), set(), range(0), np.array([], dtype=int)])
+def test_no_layers_at_all_are_refused(layers):
+    with pytest.raises(ValueError, match="layers_to_transform: got an empty list, takes None for every layer"):
+        lora.LoraConfig(layers_to_transform=layers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patterns: patterns.__setitem__("q_proj", 3),
+        lambda patterns: patterns.update(q_proj=3),
+        lambda patterns: patterns.setdefault("x", 3),
+        lambda patterns: patterns.pop("q_proj"),
+        lambda patterns: patterns.clear(),
+        lambda patterns: patterns.popitem(),
+        lambda patterns: patterns.__delitem__("q_proj"),
+        lambda patterns: patterns.__ior__({"x": 3}),
+    ],
+)
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_the_patterns_of_a_frozen_config_are_frozen(field, change):
+    given = {"q_proj": 2}
+    config = lora.LoraConfig(**{field: given})
+    with pytest.raises(TypeError, match=r"cannot be changed: dataclasses\.replace"):
+        change(getattr(config, field))
+    given["q_proj"] = 9  # nor is it the dict that was given
+    assert getattr(config, field) == {"q_proj": 2}
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one)),
+                                    lambda one: lora.LoraConfig(**json.loads(json.dumps(dataclasses.asdict(one)))),
+                                    dataclasses.replace])  # fmt: skip
+def test_a_config_can_be_copied_pickled_and_written(copied):
+    """As workers in other processes and folders on disk need it."""
+    config = lora.LoraConfig(rank_pattern={"q_proj": 2, "v.*": 3}, alpha_pattern={"v_proj": 1.5}, target_modules=["k"])
+    other = copied(config)
+    assert (other, hash(other)) == (config, hash(config))
+    assert list(other.rank_pattern) == ["q_proj", "v.*"]  # the first that matches counts
+    with pytest.raises(TypeError, match="cannot be changed"):
+        other.rank_pattern["q_proj"] = 3
+
+
+def test_an_unknown_pattern_can_be_read_like_a_dict():
+    assert lora.LoraConfig(rank_pattern={"q_proj": 2}).rank_pattern | {"v_proj": 1} == {"q_proj": 2, "v_proj": 1}
+
+
+# Arguments of another kind, numbers that overflow
+
+
+BASE = random_model()
+FRESH = lora.init_adapter(BASE.params, lora.LoraConfig(r=2), np.random.default_rng(0))
+RNG = np.random.default_rng(0)
+TOKENS = random_tokens(SMALL)
+NO_PARAMS = "params: got a Model, takes the nested dict of a Model's parameters, model.params"
+NO_DICT = "config: got a dict, takes a "
+OLD = np.random.RandomState(0)
+
+
+def logits(params=BASE.params, config=SMALL, **options):
+    return model.forward(params, TOKENS, config, **options)
+
+
+WRONG_KINDS = {
+    "forward: a model": (lambda: logits(BASE), NO_PARAMS),
+    "forward: nothing": (lambda: logits(None), "params: got None, takes"),
+    "forward: a dict as config": (lambda: logits(config=vars(SMALL)), NO_DICT + "ModelConfig"),
+    "forward: a model as adapter": (lambda: logits(adapter=BASE), "adapter: got a Model, takes an Adapter"),
+    "forward: a config as adapter": (lambda: logits(adapter=FRESH.config), "adapter: got a LoraConfig, takes an"),
+    "forward: a seed": (lambda: logits(adapter=FRESH, rng=0), "rng: got 0, takes a numpy.random.Generator"),
+    "forward: a seed, no adapter": (lambda: logits(rng=0), "rng: got 0, takes a numpy.random.Generator"),
+    "forward: RandomState": (lambda: logits(adapter=FRESH, rng=OLD), "rng: got a RandomState, takes a numpy.random.G"),
+    "init_adapter: a model": (lambda: lora.init_adapter(BASE, FRESH.config, RNG), NO_PARAMS),
+    "init_adapter: a dict": (lambda: lora.init_adapter(BASE.params, {"r": 2}, RNG), NO_DICT + "LoraConfig"),
+    "init_adapter: a seed": (lambda: lora.init_adapter(BASE.params, FRESH.config, 0), "rng: got 0, takes a numpy"),
+    "init_adapter: nothing": (lambda: lora.init_adapter(BASE.params, FRESH.config, None), "rng: got None, takes"),
+    "init_params: a seed": (lambda: model.init_params(SMALL, 0), "rng: got 0, takes a numpy.random.Generator"),
+    "init_params: a dict": (lambda: model.init_params(vars(SMALL), RNG), NO_DICT + "ModelConfig"),
+    "select_modules: a model": (lambda: lora.select_modules(BASE, FRESH.config), NO_PARAMS),
+    "select_modules: nothing": (lambda: lora.select_modules(BASE.params, None), "config: got None, takes a LoraC"),
+    "count_parameters: a model": (lambda: lora.count_parameters(BASE, FRESH.config), NO_PARAMS),
+    "count_parameters: a model, all": (lambda: lora.count_parameters(BASE, None), NO_PARAMS),
+    "count_parameters: a dict": (lambda: lora.count_parameters(BASE.params, {"r": 2}), NO_DICT + "LoraConfig"),
+    "count_parameters: an adapter": (lambda: lora.count_parameters(BASE.params, FRESH), "config: got an Adapter"),
+    "merge: a model": (lambda: lora.merge(BASE, FRESH), NO_PARAMS),
+    "merge: a model as adapter": (lambda: lora.merge(BASE.params, BASE), "adapter: got a Model, takes an Adapter (a"),
+    "weight_changes: a model": (lambda: lora.weight_changes(BASE), "adapter: got a Model, takes an Adapter"),
+    "merge: no factors": (
+        lambda: lora.merge(BASE.params, dataclasses.replace(FRESH, factors=None)),
+        "adapter.factors: got None, takes a dict",
+    ),
+    "merge: another config": (
+        lambda: lora.merge(BASE.params, dataclasses.replace(FRESH, config={"r": 2})),
+        "adapter.config: got a dict, takes a LoraConfig",
+    ),
+    "weight_changes: a dict": (lambda: lora.weight_changes(FRESH.factors), "adapter: got a dict, takes an Adapter"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_KINDS)
+def test_an_argument_of_another_kind_is_named(wrong):
+    use, says = WRONG_KINDS[wrong]
+    with pytest.raises(TypeError, match=f"^{re.escape(says)}"):
+        use()
+
+
+def test_a_dict_of_something_else_is_no_parameters():
+    for other in ({}, vars(SMALL), leaves(BASE.params), {"layers": ()}):
+        with pytest.raises(ValueError, match=r"^params: got a dict without a list of 'layers'"):
+            lora.select_modules(other, FRESH.config)
+
+
+def huge(dtype, size):
+    base = random_model(dtype=dtype)
+    adapter = lora.init_adapter(base.params, lora.LoraConfig(r=2, target_modules=["v_proj"]), np.random.default_rng(0))
+    return base, adapter.with_arrays({name: np.full_like(one, size) for name, one in adapter.arrays().items()})
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e30), ("float32", 3e38), ("float64", 1e300)])
+def test_a_merge_that_overflows_is_refused_and_the_module_named(dtype, size):
+    """And NumPy warns of nothing, which would be an error here."""
+    base, adapter = huge(dtype, size)
+    with pytest.raises(ValueError, match=r"^adapter: (merged,|the change of) layers\.0\.v_proj.* holds NaN"):
+        lora.merge(base.params, adapter)
+
+
+def test_a_change_that_overflows_is_refused_and_the_module_named():
+    for size in (1e300, np.nan, np.inf):
+        with pytest.raises(
+            ValueError, match=r"^adapter: the change of layers\.0\.v_proj holds NaN or infinite numbers"
+        ):
+            lora.weight_changes(huge("float64", size)[1])
+    lora.weight_changes(huge("float32", 1e30)[1])  # it is in float64
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"lora_alpha": 1e300}, "lora_alpha: got 1e+300"),
+        ({"lora_alpha": 1e-60}, "lora_alpha: got 1e-60"),
+        ({"alpha_pattern": {"1.v_proj": 1e60}}, "alpha_pattern['1.v_proj']: got 1e+60"),
+    ],
+)
+def test_a_scale_that_is_infinite_or_zero_in_float32_is_refused(settings, named):
+    """With the one all logits are NaN, with the other the adapter is nothing and nothing trains."""
+    config = lora.LoraConfig(r=2, **settings)
+    lora.init_adapter(random_model(dtype="float64").params, config, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=f"^{re.escape(named)}, which makes the scale of layers.*float32"):
+        lora.init_adapter(random_model(dtype="float32").params, config, np.random.default_rng(0))

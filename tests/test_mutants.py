@@ -6,20 +6,25 @@ source has moved on, the mutant says so rather than pass emptily. Most are bugs 
 
 import inspect
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import test_checkpoint
 import test_lora
 import test_model
 import test_ops
 import test_opt
 import test_optim
+import test_train
 from test_lora import row
 
-from minilora import lora, model, ops, opt, optim
+import minilora as ml
+from minilora import checkpoint, lora, model, ops, opt, optim, train
 
 
 class Mutant(NamedTuple):
@@ -48,6 +53,17 @@ OPT_LOGITS = on_example(
     seed=0,
 )
 CAUSAL = on_example(test_model.test_a_later_token_changes_no_earlier_logit, t=3, seed=0)
+
+
+def in_a_folder(test, **example):
+    """A test that writes files."""
+
+    def run():
+        with tempfile.TemporaryDirectory() as folder:
+            test(Path(folder), **example)
+
+    run.__name__ = test.__name__
+    return run
 
 
 def operation_test(name):
@@ -165,19 +181,19 @@ MUTANTS = {
     ),
     "layers counted from one": Mutant(
         lora,
-        "select_modules",
-        {"{layer % n_layers for": "{(layer - 1) % n_layers for"},
+        "_targeted",
+        {"{layer % n_layers for": "{(layer - 1) % n_layers for", "== layer % n_layers": "== (layer - 1) % n_layers"},
         [selection_test("0.q 0.v", layers=0), selection_test("10.q 10.v", n_layers=11, layers=-1)],
     ),
     "layer 1 is layer 10 too": Mutant(
         lora,
-        "select_modules",
-        {'int(p.split(".")[1]) in chosen': 'any(p.startswith(f"layers.{i}") for i in chosen)'},
+        "_targeted",
+        {'int(path.split(".")[1]) in chosen': 'any(path.startswith(f"layers.{i}") for i in chosen)'},
         [selection_test("1.q 1.v", n_layers=11, layers=1)],
     ),
     "names match as substrings": Mutant(
         lora,
-        "matching_paths",
+        "is_match",
         {'path == one or path.endswith(f".{one}")': "one in path"},
         [selection_test("0.q", n_layers=11, targets=["0.q_proj"])],
     ),
@@ -189,6 +205,68 @@ MUTANTS = {
             partial(
                 test_lora.test_refused_selections,
                 *row("target_modules: 'q_porj' matches no module", targets=["v_proj", "q_porj"]),
+            )
+        ],
+    ),
+    "a target that the layers leave out passes": Mutant(
+        lora,
+        "_targeted",
+        {"if not in_layers & set(matched):": "if False:"},
+        [
+            partial(
+                test_lora.test_refused_selections,
+                *row("'layers.0.q_proj' is in none", targets=["layers.0.q_proj", "v_proj"], layers=[1]),
+            )
+        ],
+    ),
+    "an exclusion that takes nothing out passes": Mutant(
+        lora,
+        "select_modules",
+        {"if not targeted & set(matched):": "if False:"},
+        [partial(test_lora.test_refused_selections, *row("'o_proj' takes nothing out", exclude=["o_proj"]))],
+    ),
+    "patience that can never run out passes": Mutant(
+        train.TrainConfig,
+        "_check_length",
+        {"self.patience > within": "self.patience > 10**9"},
+        [partial(test_train.test_patience_that_can_never_run_out_is_refused, 60, 3, 19)],
+    ),
+    "a sequence without a target is trained on": Mutant(
+        train,
+        "check_each_counts",
+        {"if len(silent):": "if False:"},
+        [test_train.test_every_training_sequence_needs_a_target],
+    ),
+    "a merged weight may be infinite": Mutant(
+        lora,
+        "merge",
+        {"if not np.isfinite(array).all():": "if False:"},
+        [partial(test_lora.test_a_merge_that_overflows_is_refused_and_the_module_named, "float32", 1e30)],
+    ),
+    "what is saved is not checked": Mutant(
+        ml,
+        "save_adapter",
+        {'check_whole("adapter", adapter)': "pass"},
+        [
+            in_a_folder(test_checkpoint.test_an_adapter_that_could_not_be_loaded_is_not_saved, wrong=wrong)
+            for wrong in ("NaN", "float16", "transposed A")
+        ],
+    ),
+    "a scaling of its own is lost when it is saved": Mutant(
+        ml,
+        "save_adapter",
+        {"if got != takes:": "if False:"},
+        [in_a_folder(test_checkpoint.test_an_adapter_that_could_not_be_loaded_is_not_saved, wrong="another scaling")],
+    ),
+    "arrays of other modules than the config's are read": Mutant(
+        checkpoint,
+        "read_adapter",
+        {"check_shapes(str(read.path), found, shapes)": "pass"},
+        [
+            in_a_folder(
+                test_checkpoint.test_the_file_and_the_field_at_fault_are_named,
+                fields={"layers_to_transform": [0, 1]},
+                says="adapter_model.safetensors: lacks nothing; has unexpected layers.2.q_proj",
             )
         ],
     ),

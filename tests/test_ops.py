@@ -355,7 +355,7 @@ def test_mask_at_p_zero_is_one():
 
 
 def test_mask_without_a_generator_is_an_error():
-    with pytest.raises(ValueError, match=r"numpy\.random\.Generator"):
+    with pytest.raises(TypeError, match=r"numpy\.random\.Generator"):
         ops.dropout_mask((5, 7), 0.5, None, "float32")
 
 

@@ -633,6 +633,12 @@ PLACES = [
      {"layers_to_transform": [1], "rank_pattern": {"v_proj": 3}}),
     ({"bias": "lora_only", "target_modules": ["out_proj"]}, {"bias": "lora_only", "target_modules": ["o_proj"]}),
     ({"bias": "all", "layers_to_transform": [0]}, {"bias": "all", "layers_to_transform": [0]}),
+    # what an ordinary folder names besides
+    ({"exclude_modules": ["lm_head"], "ensure_weight_tying": True}, {}),
+    ({"target_modules": ["q_proj", "query_key_value", "c_attn"]}, {"target_modules": ["q_proj"]}),
+    ({"layers_to_transform": [0, 5], "layers_pattern": ["h", "layers"]}, {"layers_to_transform": [0]}),
+    ({"target_modules": ["model.decoder.layers.0.self_attn.q_proj", "fc1"], "layers_to_transform": [1]},
+     {"target_modules": ["layers.0.q_proj", "layers.1.up_proj"]}),
 ]  # fmt: skip
 
 
@@ -670,7 +676,7 @@ def edited(remove=(), **arrays):
 
 ONE = f"{PEFT}{DECODER}layers.1.self_attn.q_proj."
 BAD_ADAPTERS = {
-    "a factor is missing": ({}, edited([ONE + "lora_A.weight"]), "adapter_model.safetensors: layers.1.q_proj"),
+    "a factor is missing": ({}, edited([ONE + "lora_A.weight"]), "adapter_model.safetensors: lacks layers.1.q_proj.lo"),
     "a module is missing": ({}, edited([ONE + "lora_A.weight", ONE + "lora_B.weight"]), "lacks layers.1.q_proj"),
     "a bias too many": ({}, edited(**{f"{PEFT}{DECODER}final_layer_norm.bias": np.zeros(10)}), "norm.bias"),
     "another size": ({}, edited(**{ONE + "lora_A.weight": np.zeros((2, 11))}), "layers.1.q_proj"),
@@ -681,9 +687,14 @@ BAD_ADAPTERS = {
     "no prefix": ({}, edited(**{DECODER + "layers.0.fc1.lora_A.weight": np.zeros((2, 10))}), "unexpected array"),
     "a weight": ({}, edited(**{ONE + "base_layer.weight": np.zeros((10, 10))}), "unexpected array"),
     "the head": ({}, edited(**{PEFT + "lm_head.lora_A.weight": np.zeros((2, 10))}), "unexpected array"),
-    "another target": ({"target_modules": ["o_proj"]}, edited(), "adapter_config.json: target_modules: 'o_proj'"),
-    "another exclusion": ({"exclude_modules": ["o_proj"]}, edited(), "adapter_config.json: exclude_modules: 'o_proj'"),
-    "a layer too many": ({"layers_to_transform": [3]}, edited(), "adapter_config.json: layers_to_transform: got 3"),
+    "another target": ({"target_modules": ["o_proj"]}, edited(), "adapter_config.json: target_modules: ('o_proj',)"),
+    "another layer": ({"layers_to_transform": [3]}, edited(), "adapter_config.json: target_modules: ", "(3,) leaves n"),
+    "no arrays": ({}, lambda _: {}, "adapter_model.safetensors: lacks layers.0.q_proj.lora_A"),
+    "an embedding of its own": ({}, edited(**{f"{PEFT}{DECODER}embed_tokens.weight": np.zeros((13, 10))}),
+                                f"adapter_model.safetensors: {PEFT}{DECODER}embed_tokens.weight: is not the base's"),
+    "a head of its own": ({}, edited(**{f"{PEFT}lm_head.weight": np.zeros((13, 10))}),
+                          f"adapter_model.safetensors: {PEFT}lm_head.weight: is not the base's"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, edited(), "adapter_config.json: init_lora_weights: got 'pissa'"),
     "more targets": ({"target_modules": ["q_proj", "v_proj", "fc1"]}, edited(), "lacks layers.0.up_proj"),
     "fewer targets": ({"target_modules": ["q_proj"]}, edited(), "unexpected layers.0.v_proj"),
     "DoRA": ({"use_dora": True}, edited(), "adapter_config.json: use_dora"),
@@ -693,12 +704,46 @@ BAD_ADAPTERS = {
 
 @pytest.mark.parametrize("bad", BAD_ADAPTERS)
 def test_an_adapter_that_does_not_fit_is_refused_by_name(tmp_path, bad):
-    config, change, named = BAD_ADAPTERS[bad]
+    config, change, *named = BAD_ADAPTERS[bad]
     adapter = make_adapter(**SMALL)
     ml.load_opt_adapter(write_adapter(tmp_path, SMALL, adapter), BASE.params)
     folder = write_adapter(tmp_path, SMALL | config, adapter, change=change)
-    with pytest.raises(ValueError, match=names_the(tmp_path, named)):
+    with pytest.raises(ValueError, match=names_the(tmp_path, *named)):
         ml.load_opt_adapter(folder, BASE.params)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_copies_of_the_base_s_embeddings_are_passed_over(tmp_path, dtype):
+    """PEFT's save_embedding_layers=True stores the table and the head that is tied to it."""
+    base = ml.Model(CONFIG, cast(cast(BASE.params, dtype), "float64"))
+    table = base.params["embed_tokens"]["weight"].astype(dtype)
+    copies = {f"{PEFT}{DECODER}embed_tokens.weight": table, f"{PEFT}lm_head.weight": table.copy()}
+    adapter = make_adapter(**SMALL)
+    plain = ml.load_opt_adapter(write_adapter(tmp_path / "plain", SMALL, adapter), base.params)
+    folder = write_adapter(tmp_path / "with", SMALL, adapter, change=edited(**copies))
+    assert same_bits(ml.load_opt_adapter(folder, base.params).factors, plain.factors)
+
+
+def test_float16_adapters_are_widened_as_bases_are(tmp_path):
+    adapter = make_adapter(**SMALL)
+    halved = lambda arrays: {name: array.astype("float16") for name, array in arrays.items()}  # noqa: E731
+    loaded = ml.load_opt_adapter(write_adapter(tmp_path, SMALL, adapter, change=halved), BASE.params)
+    assert same_bits(loaded.factors, cast(cast(adapter.factors, "float16"), "float32"))
+
+
+def test_a_pickled_adapter_is_refused(tmp_path):
+    folder = write_adapter(tmp_path, SMALL, make_adapter(**SMALL))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ValueError, match=names_the(f"{folder / 'adapter_model.bin'}: pickle is not read; convert")):
+        ml.load_opt_adapter(folder, BASE.params)
+
+
+def test_trainers_leave_pickles_that_are_not_the_model(tmp_path):
+    folder = write_folder(tmp_path, ARRAYS)
+    (folder / "training_args.bin").write_bytes(b"\x80\x04")
+    (folder / WHOLE).unlink()
+    with pytest.raises(FileNotFoundError, match=names_the(folder / WHOLE)):
+        ml.load_opt(folder)
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])

@@ -242,3 +242,35 @@ def test_schedules_rise_then_fall_within_zero_and_the_peak(schedule, n_steps, wa
     assert rates[turn:] == sorted(rates[turn:], reverse=True)
     if turn < n_steps:
         assert rates[turn] == peak
+
+
+@pytest.mark.parametrize("shape", [(4,), (1,), (5, 1), ()])
+@pytest.mark.parametrize("which", ["gradient", "first", "second"])
+def test_shapes_that_would_be_broadcast_are_refused(which, shape):
+    """One number would move all parameters alike, without a word."""
+    parameters = np.array(START)
+    state, other = ADAMW.init(parameters), np.ones(shape)
+    arguments = (other, state) if which == "gradient" else (np.ones(5), state._replace(**{which: other}))
+    with pytest.raises(ValueError, match=r"^gradient, state: got shapes .*, takes that of the parameters, \(5,\)$"):
+        ADAMW.update(parameters, *arguments)
+
+
+def test_what_is_no_array_is_named():
+    with pytest.raises(TypeError, match=r"^parameters: got a list, takes a NumPy array$"):
+        ADAMW.init(START)
+
+
+def test_a_state_of_another_kind_is_named():
+    parameters = np.array(START)
+    with pytest.raises(TypeError, match=r"^state: got None, takes an AdamWState"):
+        ADAMW.update(parameters, parameters, None)
+    with pytest.raises(TypeError, match=r"^state: got a tuple, takes an AdamWState"):
+        ADAMW.update(parameters, parameters, tuple(ADAMW.init(parameters)))
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), np.array([[0.1], [-0.1]])])
+def test_a_rate_that_is_none_is_refused(rate):
+    """A schedule passes its own, which the config has not seen."""
+    parameters = np.ones((2, 3))
+    with pytest.raises(ValueError, match=r"^learning_rate: got .*, takes numbers of at least 0$"):
+        ADAMW.update(parameters, parameters, ADAMW.init(parameters), rate)

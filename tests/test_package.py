@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -19,6 +20,26 @@ TREES = {source: ast.parse(source.read_text(encoding="utf-8")) for source in SOU
 
 def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+# --- this suite ---
+
+
+def test_what_the_suite_spreads_by_name_is_there(pytestconfig):
+    """A test that was renamed would no longer be done alone, or begun first."""
+    spread = next(one for one in pytestconfig.pluginmanager.get_plugins()
+                  if getattr(one, "__file__", None) == str(PACKAGE.parent / "conftest.py"))  # fmt: skip
+    texts = {path: path.read_text(encoding="utf-8") for path in (PACKAGE.parent / "tests").rglob("test_*.py")}
+    names = [
+        f"{path.name}::{name}[" for path, text in texts.items() for name in re.findall(r"^def (test_\w+)", text, re.M)
+    ]
+    for pattern in [
+        *spread.ALONE.split("|"),
+        *(one.partition(r"\[(")[0].partition(".*-search")[0] for one in spread.LONG),
+    ]:
+        assert any(re.search(pattern, name) for name in names), pattern
+    assert spread.group("tests/experiments/test_faults.py::test_x[1]") == "alone"
+    assert spread.place("test_tutorials.py::test_a_chapter_runs_and_prints_what_it_says[06_rank]") == 0
 
 
 # --- importing ---
@@ -100,6 +121,11 @@ def test_the_package_says_that_it_is_typed():
 
 def test_the_version_is_the_same_everywhere():
     assert ml.__version__ == version("minilora")
+    citation, changes = (
+        (PACKAGE.parent / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md")
+    )
+    assert f"\nversion: {ml.__version__}\n" in citation
+    assert re.findall(r"^## (\d.*)$", changes, re.M)[0] == ml.__version__
 
 
 # --- what the sources may not do ---
@@ -164,10 +190,11 @@ def minilora_imports(source):
 
 # A module may import those of the lines above its own, and nothing else of minilora.
 LAYERS = [
-    {"autodiff", "checks", "conditions", "trees", "files"},
-    {"ops", "optim", "lora_config", "command_line"},
-    {"model"},
-    {"lora"},
+    {"autodiff", "checks", "conditions", "trees"},
+    {"files", "ops", "optim", "lora_config"},
+    {"adapter", "command_line"},
+    {"model", "tensors"},
+    {"dataset", "lora", "peft_format"},
     {"train", "checkpoint"},
     {"stack", "opt"},
     {"data.names", "data.base"},

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import plain
 import pytest
+from blas import blas_threads
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora as ml
 from minilora import stack, train
@@ -165,8 +165,9 @@ def test_a_member_is_the_adapter_that_was_stacked():
 
 def test_a_run_that_diverges_does_not_take_the_others_with_it():
     base = BASES["float32"]
-    healthy, wild = run(), run(config=dataclasses.replace(CONFIG, learning_rate=1e30))
-    runs = [healthy, wild, run(lora_alpha=1)]
+    calm = dataclasses.replace(CONFIG, weight_decay=0.0)
+    healthy, wild = run(config=calm), run(config=dataclasses.replace(calm, learning_rate=1e30))
+    runs = [healthy, wild, run(config=calm, lora_alpha=1)]
     found = fit_stack(base, runs, progress=False)
     with pytest.raises(ml.DivergedError) as expected:
         singly(base, wild)
@@ -181,7 +182,7 @@ def test_a_run_that_diverges_does_not_take_the_others_with_it():
 
 
 def test_all_diverged_ends_early():
-    wild = run(config=dataclasses.replace(CONFIG, steps=1000, learning_rate=1e30))
+    wild = run(config=dataclasses.replace(CONFIG, steps=1000, learning_rate=1e30, weight_decay=0.0))
     seen = []
     (found,) = fit_stack(BASES["float32"], [wild], progress=False, watch=lambda i, step, adapter: seen.append(step))
     assert isinstance(found, ml.DivergedError)
@@ -207,16 +208,12 @@ def test_watch_sees_each_run_at_each_evaluation():
     assert seen[-1][2].arrays().keys() == found[1].final.arrays().keys()
 
 
+@pytest.mark.usefixtures("two_blas_threads")
 def test_blas_is_held_to_one_thread_and_restored_after():
-    def threads():
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
     inside = []
-    with threadpool_limits(limits=2, user_api="blas"):
-        before = threads()
-        fit_stack(BASES["float64"], [run()], progress=False, watch=lambda i, step, adapter: inside.append(threads()))
-        assert threads() == before
+    fit_stack(BASES["float64"], [run()], progress=False, watch=lambda i, step, adapter: inside.append(blas_threads()))
     assert inside == [{1}] * 4
+    assert blas_threads() == {2}
 
 
 def test_what_a_stack_trained_can_be_saved_and_merged(tmp_path):
@@ -247,14 +244,73 @@ REFUSED = {
     "steps: got": [run(), run(config=dataclasses.replace(CONFIG, steps=3))],
     "train: got targets both": [run(), run(data=dataset(probabilities=True))],
     "takes one target_modules": [run(), run(target_modules=["q_proj"])],
-    "seed: got -1": [run(), run(seed=-1)],
-}
+    r"runs\[1\]\.seed: got -1": [run(), run(seed=-1)],
+    r"runs\[0\]\.train: got 1 sequences with nothing to predict": [run(data=TRAIN._replace(
+        targets=np.where(np.arange(8)[:, None] == 3, -1, TRAIN.targets)))],
+}  # fmt: skip
+WRONG_KINDS = {
+    r"runs\[1\]: got a tuple, takes a FineTuning": [run(), (LORA, TRAIN, VALIDATION, CONFIG, 0)],
+    r"runs\[1\]\.lora: got None, takes a LoraConfig": [run(), FineTuning(None, TRAIN, VALIDATION, CONFIG, 0)],
+    r"runs\[0\]\.lora: got a dict": [FineTuning({"r": 2}, TRAIN, VALIDATION, CONFIG, 0)],
+    r"runs\[0\]\.config: got a dict": [FineTuning(LORA, TRAIN, VALIDATION, {"steps": 1}, 0)],
+    r"runs\[0\]\.train: got a list": [FineTuning(LORA, [TRAIN], VALIDATION, CONFIG, 0)],
+    r"runs\[0\]\.validation\.targets: got a list": [
+        FineTuning(LORA, TRAIN, VALIDATION._replace(targets=VALIDATION.targets.tolist()), CONFIG, 0)],
+    "runs: got 3, takes a list of FineTuning": 3,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("says", "runs"), REFUSED.items(), ids=REFUSED)
 def test_refused_stacks(says, runs):
     with pytest.raises(ValueError, match=says):
         fit_stack(BASES["float64"], runs, progress=False)
+
+
+@pytest.mark.parametrize(("says", "runs"), WRONG_KINDS.items(), ids=WRONG_KINDS)
+def test_an_argument_of_another_kind_is_named(says, runs):
+    with pytest.raises(TypeError, match=f"^{says}"):
+        fit_stack(BASES["float64"], runs, progress=False)
+
+
+def test_what_is_no_base_and_no_watch_is_named():
+    with pytest.raises(TypeError, match=r"^base: got a dict, takes a Model"):
+        fit_stack(BASES["float64"].params, [run()])
+    with pytest.raises(TypeError, match=r"^watch: got 'often', takes a function of"):
+        fit_stack(BASES["float64"], [run()], watch="often")
+
+
+def test_runs_may_come_from_a_generator():
+    base = BASES["float64"]
+    assert_all_same(base, [run()], fit_stack(base, (one for one in [run()]), progress=False))
+
+
+@pytest.mark.parametrize(("one", "other"), [("uint8", "uint8"), ("int8", "int64"), ("uint64", "int64")])
+def test_integers_of_every_dtype_can_be_padded(one, other):
+    """-1, nothing to predict, is no number of an unsigned dtype, nor is every token one of int8."""
+    base = BASES["float64"]
+    runs = []
+    for i, (dtype, length) in enumerate([(one, 5), (other, 7)]):
+        whole = dataset(i, 8, length)
+        full = np.where(whole.targets < 0, 0, whole.targets)
+        runs.append(run(data=ml.Dataset(whole.inputs.astype(dtype), full.astype(dtype))))
+    assert_all_same(base, runs, fit_stack(base, runs, progress=False), 1e-10)
+
+
+def test_a_stack_of_adapters_is_none_and_of_nothing_is_refused():
+    """It is for training alone: saved, merged or evaluated is one of its members."""
+    base = BASES["float64"]
+    stacked = stack_adapters([ml.init_adapter(base.params, LORA, np.random.default_rng(i)) for i in range(2)])
+    for use in (
+        lambda: ml.merge(base.params, stacked),
+        lambda: ml.evaluate(base, VALIDATION, stacked),
+        lambda: ml.weight_changes(stacked),
+    ):
+        with pytest.raises(TypeError, match=r"^adapter: got an AdapterStack, takes an Adapter"):
+            use()
+    with pytest.raises(ValueError, match=r"^adapters: got none"):
+        stack_adapters([])
+    with pytest.raises(TypeError, match=r"^adapters\[1\]: got a LoraConfig, takes an Adapter"):
+        stack_adapters([stacked.member(0), LORA])
 
 
 def test_adapters_of_different_bases_are_refused():

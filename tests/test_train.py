@@ -3,17 +3,19 @@
 import dataclasses
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
+from blas import blas_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 
 import minilora as ml
 from minilora import train as train_module
+from minilora.dataset import Dataset, batches, check_dataset, evaluation_batches
 from minilora.optim import scheduled
-from minilora.train import Dataset, Trainable, batches, check_dataset, evaluation_batches
+from minilora.train import Trainable
 from minilora.trees import cast, fingerprint, leaves, nested
 
 CONFIG = ml.ModelConfig(vocab_size=11, context_length=7, d_model=6, n_heads=2, n_layers=2, d_ff=5)  # no two sizes alike
@@ -340,19 +342,33 @@ def test_patience_stops_early_and_says_so():
     assert stopped.best_step == full.steps[losses.index(best_until[n - 1])]
 
 
-def test_patience_that_never_runs_out_changes_nothing():
-    _, full = overfitting_run()
-    _, patient = overfitting_run(patience=1000)
-    assert patient.validation_loss == full.validation_loss
-    assert not patient.stopped_early
-
-
-def test_a_run_that_did_all_its_steps_did_not_stop_early():
+def test_a_run_that_did_all_its_steps_did_not_stop_early(monkeypatch):
     """Patience may run out at the very last evaluation; there is nothing left to stop then."""
-    history = fit(train=VALIDATION, steps=4, patience=1, learning_rate=1e-30)  # too small to change float32
-    assert history.steps == (0, 4)
-    assert history.validation_loss[1] == history.validation_loss[0]
+    losses = iter([3.0, 3.0, 2.0, 2.0, 2.5, 2.5])
+    monkeypatch.setattr(train_module, "_mean_loss", lambda *arguments: next(losses))
+    history = fit(steps=8, patience=1)
+    assert (history.steps, history.validation_loss) == ((0, 4, 8), (3.0, 2.0, 2.5))
     assert not history.stopped_early
+
+
+@pytest.mark.parametrize(("steps", "every", "most"), [(8, 4, 1), (9, 4, 2), (60, 3, 19), (4, 4, 0), (3, 50, 0)])
+def test_patience_that_can_never_run_out_is_refused(steps, every, most):
+    """The start is always better than nothing, and at the end there is nothing left to stop."""
+    if most:
+        assert not fit(steps=steps, evaluate_every=every, patience=most).stopped_early
+    with pytest.raises(ValueError, match=f"^patience: got {most + 1}, takes None or at most the {most} evaluations"):
+        ml.TrainConfig(steps=steps, evaluate_every=every, patience=most + 1)
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(1, 5), (3, 15)])
+def test_with_epochs_the_settings_are_held_to_the_steps_once_these_are_known(epochs, updates):
+    """23 sequences in batches of 5 are 5 updates an epoch."""
+    for fine in ({"warmup_steps": updates - 1}, {"patience": updates - 1, "evaluate_every": 1}):
+        fit(epochs=epochs, **fine)
+    with pytest.raises(ValueError, match=f"^warmup_steps: got {updates}, takes fewer than the {updates} steps"):
+        fit(epochs=epochs, warmup_steps=updates)
+    with pytest.raises(ValueError, match=f"^patience: got {updates}, takes None or at most the {updates - 1} eval"):
+        fit(epochs=epochs, patience=updates, evaluate_every=1)
 
 
 def test_evaluation_size_takes_the_first_sequences_of_each_set():
@@ -364,9 +380,10 @@ def test_evaluation_size_takes_the_first_sequences_of_each_set():
 
 
 def test_evaluation_size_may_not_leave_nothing_to_predict():
-    silent = TRAIN._replace(targets=np.where(np.arange(23)[:, None] < 2, -1, TRAIN.targets))
-    with pytest.raises(ValueError, match="evaluation_size"):
-        fit(train=silent, evaluation_size=2)
+    silent = VALIDATION._replace(targets=np.where(np.arange(13)[:, None] < 2, -1, VALIDATION.targets))
+    fit(validation=silent, evaluation_size=3)
+    with pytest.raises(ValueError, match=r"^evaluation_size: got 2, which leaves nothing to predict in validation$"):
+        fit(validation=silent, evaluation_size=2)
 
 
 # --- evaluate ---
@@ -437,6 +454,11 @@ BAD_SETTINGS = [
     ({"betas": (0.9,)}, "betas"), ({"eps": -1e-8}, "eps"), ({"weight_decay": -0.1}, "weight_decay"),
     ({"weight_decay": math.nan}, "weight_decay"), ({"evaluate_every": 0}, "evaluate_every"),
     ({"evaluation_size": 0}, "evaluation_size"), ({"patience": 0}, "patience"), ({"patience": 2.0}, "patience"),
+    # each fine by itself, and together without effect
+    ({"warmup_steps": 10}, "warmup_steps"), ({"warmup_steps": 10**9}, "warmup_steps"),
+    ({"patience": 3}, "patience"), ({"evaluate_every": 2, "patience": 5}, "patience"),
+    ({"learning_rate": 0.1, "weight_decay": 10.0}, "learning_rate, weight_decay"),
+    ({"learning_rate": 2, "weight_decay": 1e3}, "learning_rate, weight_decay"),
 ]  # fmt: skip
 
 
@@ -485,6 +507,11 @@ BAD_DATA = {
     "one sequence without its axis": lambda i, t: (i[0], t[0]),
     "an axis too many": lambda i, t: (i[None], t[None]),
     "no tokens": lambda i, t: (i[:, :0], t[:, :0]),
+    "tokens as objects": lambda i, t: (i.astype(object), t),
+    "targets as objects": lambda i, t: (i, t.astype(object)),
+    "probabilities infinite": lambda i, t: (i, np.inf * PROBABILITIES),
+    "probabilities as complex numbers": lambda i, t: (i, 1j * PROBABILITIES),
+    "a number for all": lambda i, t: (np.array(3), np.array(3)),
 }
 
 
@@ -501,6 +528,82 @@ def test_bad_data_is_refused_and_named(which, bad):
 def test_evaluate_refuses_bad_data_too():
     with pytest.raises(ValueError, match="dataset: got no sequences"):
         ml.evaluate(BASE, Dataset(TRAIN.inputs[:0], TRAIN.targets[:0]))
+
+
+NOT_DATASETS = {
+    "lists": (ml.Dataset(TRAIN.inputs.tolist(), TRAIN.targets.tolist()), r"\.inputs: got a list, takes a NumPy array"),
+    "a list of targets": (ml.Dataset(TRAIN.inputs, TRAIN.targets.tolist()), r"\.targets: got a list, takes a NumPy"),
+    "a pair": (tuple(TRAIN), r": got a tuple, takes a Dataset\(inputs, targets\)"),
+    "a list of datasets": ([TRAIN, VALIDATION], ": got a list, takes a Dataset"),
+    "inputs alone": (TRAIN.inputs, ": got an array, takes a Dataset"),
+    "none": (None, ": got None, takes a Dataset"),
+}
+
+
+@pytest.mark.parametrize("bad", NOT_DATASETS)
+def test_what_is_no_dataset_is_refused_wherever_one_is_taken(bad):
+    data, says = NOT_DATASETS[bad]
+    for name in ("train", "validation"):
+        with pytest.raises(TypeError, match=f"^{name}{says}"):
+            fit(**{name: data})
+    with pytest.raises(TypeError, match=f"^dataset{says}"):
+        ml.evaluate(BASE, data)
+
+
+def test_every_training_sequence_needs_a_target():
+    """A batch of none would be moved by momentum alone. To evaluate on, such a sequence counts for nothing."""
+    silent = TRAIN._replace(targets=np.where(np.isin(np.arange(23), [4, 9])[:, None], -1, TRAIN.targets))
+    with pytest.raises(
+        ValueError, match=r"^train: got 2 sequences with nothing to predict, the first at index 4, takes"
+    ):
+        fit(train=silent, batch_size=1)
+    others = np.delete(np.arange(23), [4, 9])
+    kept = ml.Dataset(TRAIN.inputs[others], TRAIN.targets[others])
+    assert ml.evaluate(BASE, silent) == pytest.approx(ml.evaluate(BASE, kept), rel=1e-6)
+    fit(validation=silent)
+
+
+ADAPTER = ml.init_adapter(BASE.params, LORA, np.random.default_rng(0))
+SETTINGS = ml.TrainConfig(steps=2)
+WRONG_KINDS = {
+    "params as base": (dict(base=BASE.params), "base: got a dict, takes a Model"),
+    "no base": (dict(base=None), "base: got None, takes a Model"),
+    "an adapter as base": (dict(base=ADAPTER), "base: got an Adapter, takes a Model"),
+    "a model of a dict": (dict(base=ml.Model(vars(CONFIG), BASE.params)), "base.config: got a dict, takes a Model"),
+    "a model in a model": (dict(base=ml.Model(CONFIG, BASE)), "base.params: got a Model, takes the nested dict"),
+    "a dict as lora": (dict(lora={"r": 3}), "lora: got a dict, takes a LoraConfig"),
+    "an adapter as lora": (dict(lora=ADAPTER), "lora: got an Adapter, takes a LoraConfig"),
+    "a dict as config": (dict(config={"steps": 2}), "config: got a dict, takes a TrainConfig"),
+    "a LoraConfig as config": (dict(config=LORA), "config: got a LoraConfig, takes a TrainConfig"),
+    "watch": (dict(watch=3), "watch: got 3, takes a function of (step, trained), or None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_KINDS)
+def test_an_argument_of_another_kind_is_named(wrong):
+    changed, says = WRONG_KINDS[wrong]
+    arguments = dict(base=BASE, lora=LORA, train=TRAIN, validation=VALIDATION, config=SETTINGS, seed=0, progress=False)
+    ml.fit(**arguments)
+    with pytest.raises(TypeError, match=f"^{re.escape(says)}"):
+        ml.fit(**arguments | changed)
+
+
+def test_a_model_whose_arrays_are_not_those_of_its_config_is_refused():
+    for broken in (CONFIG.__class__(), dataclasses.replace(CONFIG, n_layers=1), dataclasses.replace(CONFIG, d_ff=7)):
+        for use in (lambda model: fit(base=model), lambda model: ml.evaluate(model, TRAIN)):
+            with pytest.raises(ValueError, match=r"^(base|model)\.params: "):
+                use(ml.Model(broken, BASE.params))
+
+
+def test_evaluate_names_an_argument_of_another_kind():
+    """After full fine-tuning `history.best` is a Model, which is evaluated by itself."""
+    trained = fit(lora=None).best
+    with pytest.raises(TypeError, match=r"^adapter: got a Model, takes an Adapter \(a Model, .* is used by itself"):
+        ml.evaluate(BASE, VALIDATION, adapter=trained)
+    with pytest.raises(TypeError, match=r"^model: got a dict, takes a Model"):
+        ml.evaluate(BASE.params, VALIDATION)
+    with pytest.raises(TypeError, match=r"^adapter: got a LoraConfig, takes an Adapter"):
+        ml.evaluate(BASE, VALIDATION, adapter=LORA)
 
 
 @given(targets=st.lists(st.lists(st.integers(-3, 13), min_size=3, max_size=3), min_size=1, max_size=4))
@@ -540,6 +643,8 @@ def test_divergence_of_lora_states_the_lora_settings():
     with pytest.raises(ml.DivergedError, match=r"step 0, with LoraConfig\(r=3, lora_alpha=12.*seed=0") as diverged:
         fit(LORA, base)
     assert diverged.value.step == 0
+    assert "learning_rate may" not in str(diverged.value)  # which had no part in it yet
+    assert "look at the base" in str(diverged.value)
 
 
 @overflows
@@ -559,25 +664,12 @@ def test_a_diverged_error_can_be_sent_between_processes():
 # --- the machine ---
 
 
-def blas_threads():
-    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-
-@pytest.fixture
-def two_blas_threads():
-    with threadpool_limits(limits=2, user_api="blas"):
-        if not blas_threads() or min(blas_threads()) < 2:
-            pytest.skip("this BLAS has one thread only")
-        yield
-
-
 @pytest.mark.usefixtures("two_blas_threads")
 def test_blas_is_held_to_one_thread_in_training_and_restored_after():
     inside = []
     fit(watch=lambda step, trained: inside.append(blas_threads()))
-    assert len(inside) == 3
-    assert all(set(threads) == {1} for threads in inside)
-    assert set(blas_threads()) == {2}
+    assert inside == [{1}] * 3
+    assert blas_threads() == {2}
 
 
 @pytest.mark.usefixtures("two_blas_threads")
@@ -587,7 +679,7 @@ def test_blas_threads_are_restored_after_a_failure():
 
     with pytest.raises(KeyboardInterrupt):
         fit(watch=fail)
-    assert set(blas_threads()) == {2}
+    assert blas_threads() == {2}
 
 
 @pytest.mark.usefixtures("two_blas_threads")
@@ -600,8 +692,8 @@ def test_evaluate_holds_blas_to_one_thread_too(monkeypatch):
 
     monkeypatch.setattr(train_module, "forward", spied)
     ml.evaluate(BASE, VALIDATION)
-    assert set(inside[0]) == {1}
-    assert set(blas_threads()) == {2}
+    assert inside[0] == {1}
+    assert blas_threads() == {2}
 
 
 def test_nothing_is_printed_where_nobody_looks(capfd):

@@ -34,6 +34,7 @@ ROOT = HERE.parent
 SECONDS = 120.0  # that a chapter may take, and so any cell
 QUOTE = "#>"
 TITLE = "minilora: LoRA from scratch"
+ONE_FILE = Path("micro_lora.py")  # in this folder: all that the chapters build, in one place
 
 
 def chapters() -> list[Path]:
@@ -160,11 +161,13 @@ def finished(notebook):
 def moved(text: str, folder: Path) -> str:
     """Markdown of this folder for a book in another: links to chapters are to notebooks, others lead back to here.
 
-    The ledger is a page of the book; other texts out of the folder are files to be opened, for which MyST has `path:`.
+    The ledger and `micro_lora.py` are pages of the book, and lines of the latter have their numbers there; other texts
+    out of the folder are files to be opened, for which MyST has `path:`.
     """
     back = Path(os.path.relpath(ROOT, folder)).as_posix()
     text = text.replace("](README.md", "](index.md").replace("](../figures/CLAIMS.md", "](ledger.md")
     text = re.sub(r"\]\((\d\d_\w+)\.md", r"](\1.ipynb", text)
+    text = re.sub(r"\]\(micro_lora\.py(#[\w-]*)?\)", "](micro_lora.md)", text)
     text = re.sub(r"\]\(\.\./([^)]*\.md)", rf"](path:{back}/\1", text)
     return text.replace("](../", f"]({back}/")
 
@@ -198,13 +201,15 @@ def make_notebooks(out: Path, wanted: Sequence[Path]) -> list[str]:
 
 def make_book(notebooks: Path, out: Path) -> None:
     """The HTML book of the notebooks, which opens from a file; warnings, as for a broken link, are errors."""
-    pages = "\n".join([*(path.stem for path in chapters()), "ledger"])
+    pages = "\n".join([*(path.stem for path in chapters()), ONE_FILE.stem, "ledger"])
     index = moved((HERE / "README.md").read_text(encoding="utf-8"), notebooks)
     contents = f"\n```{{toctree}}\n:hidden:\n:caption: Chapters\n\n{pages}\n```\n"
     (notebooks / "index.md").write_text(index + contents, encoding="utf-8")
     ledger = (ROOT / "figures" / "CLAIMS.md").read_text(encoding="utf-8")
     ledger = re.sub(r"\]\((\w+\.svg)\)", r"](../figures/\1)", ledger)
     (notebooks / "ledger.md").write_text(moved(ledger, notebooks), encoding="utf-8")
+    listing = f"```{{code-block}} python\n:linenos:\n\n{(HERE / ONE_FILE).read_text(encoding='utf-8')}```"
+    (notebooks / ONE_FILE.with_suffix(".md")).write_text(f"# Everything in one file\n\n{listing}\n", encoding="utf-8")
     for name in ("conf.py", "book.css"):
         shutil.copy(HERE / name, notebooks)
     shutil.rmtree(out, ignore_errors=True)

@@ -9,10 +9,12 @@ import numpy as np
 
 from minilora.checks import check_integer
 from minilora.conditions import one_blas_thread
-from minilora.data.names import names_task
-from minilora.lora import LoraConfig, select_modules
-from minilora.model import Model, forward
-from minilora.train import Dataset, evaluate
+from minilora.data.names import check_letters, names_task
+from minilora.dataset import Dataset
+from minilora.lora import matching_paths
+from minilora.lora_config import check_names
+from minilora.model import Model, check_model, forward, linear_paths
+from minilora.train import evaluate
 from minilora.trees import leaves, nested
 
 STRENGTH = 2.0  # the change's singular values, in units of the weight's largest
@@ -31,7 +33,7 @@ def planted_task(base: Model, k: int, n_train: int, seed: int, targets=("q_proj"
     """Plant a change of rank k in the target modules of every layer of the base.
 
     The change in a weight W is 2 |W| U V^T, with U (out, k) and V (in, k) of orthonormal columns and |W| the largest
-    singular value.
+    singular value. ValueError for a rank that there is not, targets that match nothing, and a base of no letters.
 
     >>> import minilora as ml
     >>> task = planted_task(ml.load_base("surnames"), k=2, n_train=50, seed=0)
@@ -39,6 +41,8 @@ def planted_task(base: Model, k: int, n_train: int, seed: int, targets=("q_proj"
     ((50, 16), (1500, 16, 27))
     """
     check_integer("seed", seed, at_least=0)
+    check_model("base", base)
+    check_letters("base", base)
     largest = min(base.config.d_model, base.config.d_ff)
     if check_integer("k", k, at_least=1) > largest:
         raise ValueError(f"k: got {k}, takes at most {largest}, the largest rank of a change in these modules")
@@ -53,7 +57,9 @@ def planted_task(base: Model, k: int, n_train: int, seed: int, targets=("q_proj"
 def plant(base: Model, k: int, rng: np.random.Generator, targets=("q_proj", "v_proj")):
     """Parameters of the teacher."""
     params = dict(leaves(base.params))
-    for path in select_modules(base.params, LoraConfig(r=k, target_modules=targets)):
+    paths = linear_paths(base.params)
+    chosen = matching_paths(paths, "targets", check_names("targets", targets)).values()
+    for path in [path for path in paths if any(path in matched for matched in chosen)]:
         weight = params[f"{path}.weight"]
         n_out, n_in = weight.shape
         left, _ = np.linalg.qr(rng.standard_normal((n_out, k)))

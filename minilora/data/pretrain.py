@@ -24,8 +24,9 @@ def pretrain(seed: int, steps: int, config: ModelConfig) -> tuple[Model, float]:
     """A model trained on surnames, and its validation loss in nats per letter."""
     train, validation = surname_split()
     start = Model(config, init_params(config, np.random.default_rng(seed)))
-    settings = TrainConfig(steps=steps, batch_size=128, learning_rate=3e-3, schedule="cosine", warmup_steps=100,
-                           weight_decay=0.01, evaluate_every=500, evaluation_size=500)  # fmt: skip
+    settings = TrainConfig(steps=steps, batch_size=128, learning_rate=3e-3, schedule="cosine",
+                           warmup_steps=min(100, steps // 10), weight_decay=0.01, evaluate_every=500,
+                           evaluation_size=500)  # fmt: skip
     history = fit(start, None, train, validation, settings, seed)
     assert isinstance(history.final, Model)
     return history.final, evaluate(history.final, validation)

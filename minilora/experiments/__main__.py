@@ -22,6 +22,7 @@ from minilora.command_line import (
     integer,
     leave,
 )
+from minilora.conditions import blas_can_be_held
 from minilora.experiments.evidence.rehearsal import rehearse
 from minilora.experiments.evidence.settings import Settings
 from minilora.experiments.evidence.stats import N_SEEDS
@@ -162,6 +163,8 @@ def run_studies(studies: Sequence[Study], options: argparse.Namespace, out: Path
     rows, status = [], DONE  # the contrasts of these studies
     todo = {study.name: runs_of(study, options) for study in studies}
     with cluster_of(options) as cluster, Progress(todo, store, cluster and cluster.n_workers) as progress:
+        if not blas_can_be_held():
+            progress.say("warning: no BLAS that can be held to one thread: slower, and the last bits may be others")
         for study in studies:
             try:
                 rows += run_study(study, todo[study.name], store, cluster, progress, options, out)
@@ -229,7 +232,7 @@ def check_studies(studies: Sequence[Study], options: argparse.Namespace, out: Pa
         status = run_studies(studies, options, Path(folder))
         if status != DONE:
             return status
-        comparisons = {study.name: compare(study.name, out, Path(folder)) for study in studies}
+        comparisons = {study.name: compare(study, out, Path(folder)) for study in studies}
     print()
     for name, found in comparisons.items():
         print(f"{'same  ' if found.same else 'DIFFERS'} {name}: {found.text}")

@@ -88,13 +88,30 @@ def growth(found: dict) -> str:
     return table(["varied", "ms a step", "exponent", "between the two largest"], rows)
 
 
+def product(found: dict) -> str:
+    """Microseconds of LoRA's second product by rank."""
+    ranks = list(found["minilora"])
+    rows = [[way, *(f"{us:.1f}" for us in of_rank.values())] for way, of_rank in found.items()]
+    ratios = [f"{of_rank['1'] / of_rank['2']:.1f}" for of_rank in found.values()]
+    header = ["microseconds", *(f"r = {r}" for r in ranks), "r = 1 over r = 2"]
+    return table(header, [[*row, ratio] for row, ratio in zip(rows, ratios, strict=True)])
+
+
 def memory(found: dict) -> str:
     """What a process holds."""
     held = found["memory_mb"]
     return table(["steps done", *(f"{int(n):,}" for n in held)], [["MB held", *(f"{mb:.1f}" for mb in held.values())]])
 
 
-SOURCES = {step: "step", aims: "step", sweep: "sweep", profile: "profile", growth: "growth", memory: "growth"}
+SOURCES = {
+    step: "step",
+    aims: "step",
+    sweep: "sweep",
+    profile: "profile",
+    growth: "growth",
+    product: "product",
+    memory: "growth",
+}
 
 
 def filled(text: str) -> str:

@@ -111,7 +111,7 @@ def test_a_killed_command_starts_where_it_was(tmp_path, undisturbed, n_stored):
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_term_and_ctrl_c_end_it_in_two_seconds_without_orphans(tmp_path, how, jobs):
     out = tmp_path / "out"
-    process = commands.start("slow", "--seeds", "6", "--jobs", jobs, "--out", out)
+    process = commands.start("slow", "--seeds", "24", "--jobs", jobs, "--out", out)  # more than is done by then
     try:
         assert commands.wait_until(lambda: len(commands.stored(out)) >= 2, 60)
         process.send_signal(how)  # to the command alone: it has to end its workers

@@ -15,6 +15,7 @@ import pytest
 
 from minilora.experiments import __main__ as command
 from minilora.experiments.engine import runner
+from minilora.experiments.engine.store import Store
 from minilora.experiments.studies import load_studies
 
 from . import commands, tiny
@@ -391,8 +392,8 @@ def _wait_until(condition, seconds: float) -> bool:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_in_a_terminal(run, out, capsys, executed, jobs):
-    """As a terminal sends it: to the command and its workers alike."""
-    arguments = ["slow", "--seeds", "4", "--jobs", str(jobs), "--out", str(out)]
+    """As a terminal sends it: to the command and its workers alike. It has more to do than it can have done by then."""
+    arguments = ["slow", "--seeds", "24", "--jobs", str(jobs), "--out", str(out)]
     process = subprocess.Popen([sys.executable, "-c", SLOW_COMMAND, *arguments], cwd=TESTS, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     try:
@@ -406,12 +407,20 @@ def test_ctrl_c_in_a_terminal(run, out, capsys, executed, jobs):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    n_stored = len(list(out.glob("runs/*.json")))
-    assert 3 <= n_stored < 16
+    assert 3 <= len(list(out.glob("runs/*.json"))) < 96
     assert not (out / "slow.csv").exists()
+    missing = [one for one in tiny.SLOW.runs(range(4)) if Store(out / "runs").get(one) is None]
     assert run("slow", "--seeds", "4") == 0
-    assert len(executed) == 16 - n_stored, "only what was missing"
+    assert sorted(executed, key=str) == sorted(missing, key=str), "only what was missing"
     assert {"slow.svg", "slow.csv", "claims.json", "CLAIMS.md", "provenance.json"} <= {p.name for p in out.iterdir()}
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_blas_that_cannot_be_held_is_a_line(run, capsys, monkeypatch, held):
+    monkeypatch.setattr(command, "blas_can_be_held", lambda: held)
+    assert run("tiny", "--seeds", "2") == 0
+    expected = "warning: no BLAS that can be held to one thread: slower, and the last bits may be others"
+    assert [line for line in capsys.readouterr().out.splitlines() if "BLAS" in line] == [expected] * (not held)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")

@@ -6,8 +6,9 @@ import functools
 import numpy as np
 
 from minilora.experiments.engine.runner import base, lora_config
+from minilora.experiments.evidence.measures import difference
 from minilora.experiments.evidence.rehearsal import made_up
-from minilora.experiments.evidence.runs import Run, Runs
+from minilora.experiments.evidence.runs import FINAL_TRAIN, Run, Runs
 from minilora.experiments.evidence.settings import Settings, grid
 from minilora.experiments.evidence.study import Contrast, Study
 from minilora.experiments.pages import plots
@@ -35,12 +36,7 @@ def _cells(**axes):
     return grid(FIXED, **axes, lora_alpha=lambda cell: 2.0 * cell["r"])
 
 
-def _norm(run: Run) -> float:
-    return run.final_norm
-
-
-def _difference(runs: Runs) -> np.ndarray:
-    return runs.per_seed(lambda run: run.final_train, r=1) - runs.per_seed(lambda run: run.final_train, r=2)
+_difference = difference(FINAL_TRAIN, {"r": 1}, {"r": 2})
 
 
 def _parameters_off(runs: Runs) -> np.ndarray:
@@ -49,14 +45,9 @@ def _parameters_off(runs: Runs) -> np.ndarray:
 
 def _draw(runs: Runs, samples):
     made, axes = plots.figure(1, 1, 3, "A figure")
-    plots.line(axes[0, 0], *_curve(runs), "final", plots.TRAIN)
-    plots.level(axes[0, 0], plots.start_of(runs), "base", plots.BASE)
+    plots.line(axes[0, 0], runs.values("r"), runs.over("r", FINAL_TRAIN), "final", plots.TRAIN)
+    plots.base_level(axes[0, 0], runs)
     return made
-
-
-def _curve(runs: Runs):
-    ranks = runs.values("r")
-    return ranks, plots.by(runs, "r", ranks, lambda run: run.final_train)
 
 
 def study(name: str, cells, contrasts=(), **more) -> Study:
@@ -88,7 +79,7 @@ DIFFERENCE = contrast(
     "R2", _difference, smallest_effect=0.01, prediction="r=1 ends above r=2", variants={"otherwise": _difference}
 )
 EXACT = contrast("R1", _parameters_off, prediction="r (in + out)", unit="off", exact=True)
-NORM = contrast("A1", lambda runs: runs.per_seed(_norm), unit="norm")
+NORM = contrast("A1", lambda runs: runs.per_seed(lambda run: run.final_norm), unit="norm")
 # The quick version of `tiny` has no runs for DIFFERENCE.
 TINY = study("tiny", _cells(r=[1, 2]), [EXACT, DIFFERENCE], tuned=[{"r": 1}], samples={"r=1": {"r": 1}})
 OTHER = study("other", _cells(r=[3]), [NORM])

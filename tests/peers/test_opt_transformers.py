@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
+from minilora.opt import COVERED
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -131,6 +132,12 @@ def test_another_architecture_is_refused_as_transformers_saves_it(tmp_path, name
         ml.load_opt(tmp_path)
 
 
+def test_what_a_config_lacks_is_at_the_default_of_transformers():
+    default = transformers.OPTConfig()
+    assert {name: getattr(default, name, None) for name in COVERED} == COVERED
+    assert transformers.OPTConfig(hidden_size=24, word_embed_proj_dim=None).word_embed_proj_dim == 24
+
+
 def test_every_field_of_the_config_is_one_we_looked_at():
     """So that a field that transformers adds to OPT, and that changes what it computes, does not pass unseen."""
     sizes = {
@@ -161,10 +168,17 @@ ADAPTERS = [
      "alpha_pattern": {"self_attn.q_proj": 5}},
     {"bias": "lora_only"},
     {"bias": "all", "target_modules": ["v_proj"]},
+    # what an ordinary folder names besides
+    {"exclude_modules": ["lm_head"]},
+    {"target_modules": ["q_proj", "query_key_value", "gate_proj", "fc2"]},
+    {"layers_to_transform": [0, 5]},
+    {"layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+    {"layers_to_transform": [1], "target_modules": ["model.decoder.layers.0.self_attn.q_proj", "fc1"]},
 ]  # fmt: skip
 SHAPE = SHAPES[2]
 
 
+@pytest.mark.filterwarnings("ignore:.*but no modules were excluded")  # PEFT's, as the bare decoder has no head
 @pytest.mark.parametrize("fields", ADAPTERS, ids=lambda x: str(x)[:60])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("bare", [False, True])
@@ -187,6 +201,43 @@ def test_a_model_with_an_adapter_of_peft_s_is_ours_with_the_same(tmp_path, field
     assert largest_difference(loaded, model, tokens, adapter) < TOLERANCE[dtype]
     merged = ml.Model(loaded.config, ml.merge(loaded.params, adapter))
     assert largest_difference(merged, model, tokens) < TOLERANCE[dtype]
+
+
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_embeddings_that_peft_stores_with_an_adapter_are_compared_with_the_base_s(tmp_path, dtype, bare):
+    """save_embedding_layers=True; and ensure_weight_tying=True, where nothing is tied to what is adapted."""
+    peft = pytest.importorskip("peft")
+    model = random_opt(SHAPE, dtype)
+    model.save_pretrained(tmp_path / "base")
+    loaded = ml.load_opt(tmp_path / "base")
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], ensure_weight_tying=True)
+    wrapped = peft.get_peft_model(model.model if bare else model, config)
+    randomize([one for one in wrapped.parameters() if one.requires_grad], seed=3)
+    wrapped.save_pretrained(tmp_path / "plain")
+    wrapped.save_pretrained(tmp_path / "whole", save_embedding_layers=True)
+    plain, whole = (ml.load_opt_adapter(tmp_path / name, loaded.params) for name in ("plain", "whole"))
+    assert plain.arrays().keys() == whole.arrays().keys()
+    assert all(np.array_equal(array, whole.arrays()[name]) for name, array in plain.arrays().items())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] += 1
+    wrapped.save_pretrained(tmp_path / "other", save_embedding_layers=True)
+    with pytest.raises(
+        ValueError, match=r"adapter_model\.safetensors: .*(embed_tokens|lm_head)\.weight: is not the base's"
+    ):
+        ml.load_opt_adapter(tmp_path / "other", loaded.params)
+
+
+def test_where_there_are_both_transformers_reads_the_whole_file_too(tmp_path):
+    random_opt(SHAPES[1], seed=1).save_pretrained(tmp_path, max_shard_size="3KB")
+    model = random_opt(SHAPES[1], seed=2)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    theirs = transformers.OPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    expected = their_logits(model, some_tokens(SHAPES[1]))
+    np.testing.assert_allclose(their_logits(theirs, some_tokens(SHAPES[1])), expected, rtol=0, atol=1e-12)
+    assert largest_difference(ml.load_opt(tmp_path), theirs, some_tokens(SHAPES[1])) < TOLERANCE["float64"]
 
 
 def test_the_config_that_peft_writes_has_opt_s_names(tmp_path):

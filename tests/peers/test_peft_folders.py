@@ -16,12 +16,22 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 import safetensors.numpy  # noqa: E402
+from peft.tuners.lora.corda import preprocess_corda  # noqa: E402
+from peft.tuners.lora.eva import initialize_lora_eva_weights  # noqa: E402
+from peft.tuners.lora.loraga import preprocess_loraga  # noqa: E402
 
 import minilora as ml  # noqa: E402
-from minilora.checkpoint import DESCRIPTIVE, NEUTRAL, PEFT_INITS, PREFIX  # noqa: E402
 from minilora.conformance.peers.twin import Twin, arrays  # noqa: E402
 from minilora.lora_config import BIAS_MODES, INITS  # noqa: E402
 from minilora.model import LINEAR  # noqa: E402
+from minilora.peft_format import (  # noqa: E402
+    CHANGING_INITS,
+    DESCRIPTIVE,
+    NEUTRAL,
+    PEFT_INITS,
+    PLAIN_INITS,
+    PREFIX,
+)
 from minilora.train import Streams  # noqa: E402
 from minilora.trees import cast, leaves, nested  # noqa: E402
 
@@ -220,7 +230,7 @@ OUR_OWN = {
     "a layer from the end": {"layers_to_transform": -1, "bias": "lora_only"},
     "layers of all-linear": {"target_modules": "all-linear", "layers_to_transform": [0, -1], "exclude_modules": QV},
     "layers of a regex": {"target_modules": ".*[qo]_proj", "layers_to_transform": 2, "rank_pattern": {"2.o_proj": 3}},
-    "layers of paths": {"target_modules": ["layers.0.q_proj", "layers.1.q_proj"], "layers_to_transform": [1]},
+    "layers of paths": {"target_modules": ["layers.0.q_proj", "1.q_proj"], "layers_to_transform": [0, 1]},
     # PEFT matches every module, embeddings and layer norms too, and refuses those that it cannot adapt
     "a regex for a whole layer": {"target_modules": r"layers\.0\..*"},
     "a regex for everything": {"target_modules": ".*", "exclude_modules": ".*o_proj"},
@@ -387,23 +397,115 @@ def test_an_init_that_changes_the_base_is_read_once_peft_has_converted_it(tmp_pa
     np.testing.assert_allclose(ours(adapter, base), expected, rtol=0, atol=TOLERANCE["float32"])
 
 
-STRICTER = {
-    "layers.0.q_proj": {"target_modules": ["layers.0.q_proj", "v_proj"], "layers_to_transform": [1]} | LAYERS,
-    "gate_proj": {"target_modules": ["q_proj", "gate_proj"]},
-    "layers_to_transform": {"target_modules": ["q_proj"], "layers_to_transform": [1, 7]} | LAYERS,
-    "embed_tokens": {"target_modules": ["q_proj", "embed_tokens"]},
-    "embed_positions": {"target_modules": ["q_proj"], "exclude_modules": ["embed_positions", "0.q_proj"]},
-}
+BESIDES = {  # what minilora takes for a mistake where a config is written, and PEFT passes over
+    "a whole path, another layer": {"target_modules": ["layers.0.q_proj", "v_proj"], "layers_to_transform": 1} | LAYERS,
+    "another architecture's target": {"target_modules": ["q_proj", "gate_proj"]},
+    "a layer that is not there": {"target_modules": ["q_proj"], "layers_to_transform": [1, 7]} | LAYERS,
+    "several names for the layers": {"layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+    "an exclusion of what is not there": {"exclude_modules": ["lm_head", "0.q_proj"]},
+    "an exclusion of what was not targeted": {"exclude_modules": ["embed_positions", "k_proj"]},
+    "an empty exclusion": {"exclude_modules": ""},
+    "patterns for what is not adapted": {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"experts": 3, "v_proj": 3}},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("named", STRICTER)
-def test_what_minilora_takes_for_a_mistake_is_refused_and_not_done_otherwise(tmp_path, named):
-    """PEFT adapts paths that are listed whole whatever the layers, and lets pass what matches nothing."""
+@pytest.mark.filterwarnings("ignore:.*did not match any targeted module:RuntimeWarning")  # PEFT's
+@pytest.mark.parametrize("fields", BESIDES.values(), ids=BESIDES)
+def test_what_peft_passes_over_is_passed_over_in_its_folders(tmp_path, fields):
+    """It adapts paths that are listed whole whatever the layers, and lets pass what matches nothing."""
+    model = trained_by_peft({"r": 2, "target_modules": QV} | fields)
+    model.save_pretrained(tmp_path / "theirs")
+    adapter = ml.load_adapter(tmp_path / "theirs", BASE.params)
+    ml.save_adapter(adapter, tmp_path / "ours")
+    check_same(model, adapter)
+    check_same(in_peft(tmp_path / "ours"), adapter)
+
+
+@pytest.mark.parametrize("fields", [one for one in BESIDES.values() if one.get("exclude_modules") != ""], ids=str)
+def test_the_same_is_refused_where_a_config_is_written(fields):
+    if "h" in fields.get("layers_pattern", ()):
+        return  # a field that we lack
+    with pytest.raises(ValueError, match=r"^(target_modules|layers_to_transform|exclude_modules|rank_pattern): "):
+        ml.select_modules(BASE.params, as_ours({"r": 2, "target_modules": QV} | fields))
+
+
+def test_an_adapted_embedding_is_refused(tmp_path):
+    """Its factors are of another kind, and PEFT stores the embedding itself besides."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, of an embedding among the targets
-        wrapped(STRICTER[named]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"adapter_model\.safetensors: .*{named}"):
+        warnings.simplefilter("ignore")
+        wrapped({"target_modules": ["q_proj", "embed_tokens"]}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: unexpected array '.*embed_tokens"):
         ml.load_adapter(tmp_path, BASE.params)
+
+
+SINGLE = make_model(dataclasses.replace(CONFIG, dtype="float32"))  # some of PEFT's inits take no float64
+
+
+def started_by_peft(init, fields=None):
+    """(the base's arrays afterwards, PEFT's model), with data or gradients where the init takes some."""
+    twin, tokens = Twin(SINGLE.config, SINGLE.params), torch.tensor(TOKENS)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(**{"r": 2, "target_modules": QV, "init_lora_weights": init} | (fields or {}))
+    if init == "corda":
+        preprocess_corda(twin, config, lambda: [twin(tokens[i : i + 1]) for i in range(len(tokens))])
+    if fields:
+        preprocess_loraga(twin, config, lambda: twin(tokens).square().mean().backward())
+    model = peft.get_peft_model(twin, config)
+    if init == "eva":
+        initialize_lora_eva_weights(
+            model, [tokens] * 8, forward_fn=lambda module, x: module(x), prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=lambda x, *_: x[0].flatten(0, -2), show_progress_bar=False,
+        )  # fmt: skip
+    state = {name.replace("base_layer.", ""): one for name, one in model.get_base_model().state_dict().items()}
+    return {path: state[path].numpy() for path in leaves(SINGLE.params)}, model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("init", ["Gaussian", "MiCA", *PLAIN_INITS])
+def test_an_init_that_leaves_the_base_alone_is_read_as_plain_lora(tmp_path, init):
+    base, model = started_by_peft(init)
+    assert all(np.array_equal(base[path], array) for path, array in leaves(SINGLE.params).items())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] == init
+    check_same(model, ml.load_adapter(tmp_path, SINGLE.params), SINGLE)
+
+
+CHANGING = [("pissa", None), ("pissa_niter_4", None), ("olora", None), ("OLoRA", None), ("corda", None),
+            ("lora_ga", {"lora_ga_config": peft.tuners.lora.config.LoraGAConfig()})]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("init", "fields"), CHANGING, ids=str)
+def test_an_init_that_changes_the_base_is_refused_with_the_reason(tmp_path, init, fields):
+    base, model = started_by_peft(init, fields)
+    changed = [path for path, array in leaves(SINGLE.params).items() if not np.allclose(base[path], array, atol=1e-5)]
+    assert changed == [f"layers.{i}.{name}.weight" for i in range(3) for name in QV]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"adapter_config\.json: init_lora_weights: got .*right on that changed base alone"
+    ):
+        ml.load_adapter(tmp_path, SINGLE.params)
+
+
+def test_every_init_that_changes_the_base_is_run():
+    """LoftQ needs bitsandbytes; that its weights are replaced by quantised ones is read in PEFT's source."""
+    assert {init for init in CHANGING_INITS if not any(one.startswith(init) for one, _ in CHANGING)} == {"loftq"}
+
+
+def test_peft_saves_others_than_the_default_one_level_down(tmp_path):
+    """Where the default is not saved, the folder itself has no adapter."""
+    model = trained_by_peft({"r": 2, "target_modules": QV})
+    model.add_adapter("other", peft.LoraConfig(r=3, target_modules=QV, init_lora_weights=False))
+    model.save_pretrained(tmp_path / "both")
+    assert ml.load_adapter(tmp_path / "both", BASE.params).config.r == 2
+    assert ml.load_adapter(tmp_path / "both" / "other", BASE.params).config.r == 3
+    model.save_pretrained(tmp_path / "one", selected_adapters=["other"])
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json: no such file; there are adapters in .* other$"):
+        ml.load_adapter(tmp_path / "one", BASE.params)
 
 
 # --- fields that minilora does not have ---
@@ -420,13 +522,9 @@ APPLIED = [
     ("kasa_config", {"kasa_config": {}}),
     ("monteclora_config", {"monteclora_config": {}}),
     ("use_bdlora", {"use_bdlora": {"target_modules_bd_b": QV, "nblocks": 2}}),
-    ("ensure_weight_tying", {"ensure_weight_tying": True}),
     ("init_lora_weights", {"init_lora_weights": "pissa"}),
     ("init_lora_weights", {"init_lora_weights": "pissa_niter_4"}),
     ("init_lora_weights", {"init_lora_weights": "olora"}),
-    ("init_lora_weights", {"init_lora_weights": "mica"}),
-    ("init_lora_weights", {"init_lora_weights": "lora_ga"}),
-    ("eva_config", {"init_lora_weights": "eva"}),
 ]
 # These need what the twin does not have (data, a quantised base, Megatron, other modules): PEFT writes
 # the config alone.
@@ -436,9 +534,9 @@ STATED = [
     ("layer_replication", {"layer_replication": [[0, 2], [1, 3]]}),
     ("layers_pattern", {"layers_to_transform": [0], "layers_pattern": "blocks"}),
     ("megatron_config", {"megatron_config": {"hidden_size": 12}}),
-    ("loftq_config", {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}),
-    ("corda_config", {"init_lora_weights": "corda"}),
-    ("lora_ga_config", {"init_lora_weights": "lora_ga", "lora_ga_config": {}}),
+    ("init_lora_weights", {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}),
+    ("init_lora_weights", {"init_lora_weights": "corda"}),
+    ("init_lora_weights", {"init_lora_weights": "lora_ga", "lora_ga_config": {}}),
     ("arrow_config", {"arrow_config": {}}),
 ]
 PEFT_FIELDS = [field.name for field in dataclasses.fields(peft.LoraConfig)]
@@ -498,24 +596,21 @@ def test_peft_s_own_defaults_are_taken(name):
         assert default == getattr(ml.LoraConfig(), name)
 
 
-def test_every_init_that_peft_lists_is_ours_or_refused(tmp_path):
+def test_every_init_that_peft_lists_is_read_or_refused_with_the_reason():
     hint = typing.get_type_hints(peft.LoraConfig)["init_lora_weights"]
     listed = {name for one in typing.get_args(hint) for name in typing.get_args(one)}
-    assert {"gaussian", "pissa", "olora", "loftq", "eva", "corda"} <= listed
+    known = {*PEFT_INITS, *PLAIN_INITS}
+    assert {"gaussian", "pissa", "olora", "loftq", "eva", "corda", "mica"} <= listed
     assert {one for one in PEFT_INITS if isinstance(one, str)} <= listed
-    write(tmp_path, {}, True)
-    file = tmp_path / "adapter_config.json"
-    stated = json.loads(file.read_text())
-    for init in sorted(listed - set(PEFT_INITS)):
-        file.write_text(json.dumps(stated | {"init_lora_weights": init}))
-        with pytest.raises(ValueError, match=r"adapter_config\.json: init_lora_weights: got"):
-            ml.load_adapter(tmp_path)
+    assert all(init in known or init.startswith(CHANGING_INITS) for init in listed)
 
 
 OTHER_DESCRIPTIONS = {
     "auto_mapping": {"base_model_class": "GPT", "parent_library": "elsewhere"}, "base_model_name_or_path": "elsewhere",
     "inference_mode": False, "megatron_core": "elsewhere.core", "peft_version": "0.7.0", "qalora_group_size": 4,
     "revision": "main", "runtime_config": {"ephemeral_gpu_offload": True}, "task_type": "CAUSAL_LM",
+    "ensure_weight_tying": True, "eva_config": {"rho": 2.0}, "corda_config": {"verbose": True},
+    "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}, "lora_ga_config": {"scale": "unit"},
 }  # fmt: skip
 
 
@@ -527,6 +622,21 @@ def test_descriptions_change_nothing(tmp_path):
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | OTHER_DESCRIPTIONS))
     assert np.array_equal(ours(ml.load_adapter(tmp_path, BASE.params)), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "fields",
+    [{"ensure_weight_tying": True}, {"eva_config": {"rho": 2.0}}, {"corda_config": {"verbose": True}},
+     {"loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}, {"lora_ga_config": {"scale": "unit"}}],
+)  # fmt: skip
+def test_settings_of_what_is_not_there_change_nothing_in_peft_either(tmp_path, fields):
+    """Nothing is tied, and each of these inits is another than the one that is used."""
+    model = trained_by_peft({"r": 4, "target_modules": QV} | fields)
+    plain = trained_by_peft({"r": 4, "target_modules": QV})
+    assert np.array_equal(theirs(model), theirs(plain))
+    model.save_pretrained(tmp_path)
+    check_same(model, ml.load_adapter(tmp_path, BASE.params))
 
 
 def test_arrays_of_other_methods_are_refused_whatever_the_config_says(tmp_path):

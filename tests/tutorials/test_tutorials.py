@@ -82,7 +82,9 @@ def test_links_lead_somewhere(path):
         file, _, heading = target.partition("#")
         there = (path.parent / file) if file else path
         assert there.exists(), f"{path.name}: {target}"
-        if heading:
+        if there.suffix == ".py":  # that its lines are the right ones is for test_micro_lora.py
+            assert not heading or re.fullmatch(r"L\d+-L\d+", heading), target
+        elif heading:
             headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.M)
             assert heading in [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings], target
 
@@ -189,15 +191,21 @@ def test_the_book_is_made_and_a_broken_link_in_it_is_an_error(tmp_path, monkeypa
     pytest.importorskip("myst_nb")
     small = tmp_path / "tutorials"
     small.mkdir()
-    for name in ("conf.py", "book.css"):
+    for name in ("conf.py", "book.css", "micro_lora.py"):
         shutil.copy(TUTORIALS / name, small)
-    (small / "01_small.md").write_text(f"{HEAD}# 1. Small\n\n$x^2$ and [index](README.md).\n", encoding="utf-8")
-    (small / "README.md").write_text("# Index\n\n[small](01_small.md)\n", encoding="utf-8")
+    links = "[index](README.md), [`merge`](micro_lora.py#L12-L13)"
+    (small / "01_small.md").write_text(f"{HEAD}# 1. Small\n\n$x^2$ and {links}.\n", encoding="utf-8")
+    (small / "README.md").write_text("# Index\n\n[small](01_small.md), [one](micro_lora.py)\n", encoding="utf-8")
     monkeypatch.setattr(book, "HERE", small)
     assert book.main(["--out", str(small / "_build")]) == 0
     page = (small / "_build" / "html" / "01_small.html").read_text(encoding="utf-8")
     assert "<msup>" in page
     assert 'href="index.html"' in page
+    assert re.search(r'href="micro_lora.html">(<[^>]*>)*merge', page), "lines of the file are on its page"
+    listing = (small / "_build" / "html" / "micro_lora.html").read_text(encoding="utf-8")
+    last = len((TUTORIALS / "micro_lora.py").read_text(encoding="utf-8").splitlines())
+    assert re.findall(r'class="linenos">(?: *)(\d+)<', listing) == [str(line) for line in range(1, last + 1)]
+    assert "lora_alpha" in listing
     assert "http://" not in re.sub(r'http://www\.w3\.org[^"]*', "", page), "nothing is fetched"
     (small / "01_small.md").write_text(f"{HEAD}# 1. Small\n\n[nowhere](99_nowhere.md)\n", encoding="utf-8")
     assert book.main(["--out", str(small / "_build")]) == 1

@@ -9,7 +9,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,7 +21,7 @@ from minilora.data.base import BASES
 from minilora.data.names import TABLES, load_names
 from minilora.experiments.engine import runner
 from minilora.experiments.engine.runner import base
-from minilora.experiments.evidence.runs import Runs, tuned_rates
+from minilora.experiments.evidence.runs import BEST, Runs, tuned_rates
 from minilora.experiments.evidence.study import Study
 from minilora.lora import LoraConfig
 from minilora.trees import fingerprint
@@ -48,7 +48,7 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float | None) ->
     """What these numbers were made from, on what, and in what time (None: all runs were stored already)."""
     return {
         "command": f"python -m minilora.experiments {study.name}{options}",
-        "versions": versions(),
+        "versions": versions(study.packages),
         "machine": machine(),
         "platform": f"{platform.system()} {platform.machine()}",
         "code": code_version(),
@@ -63,11 +63,11 @@ def provenance(study: Study, runs: Runs, options: str, seconds: float | None) ->
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of what computes and draws."""
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python, of what computes and draws, and of these."""
     found = {"python": platform.python_version()}
-    for name in ("minilora", "numpy", "autograd", "scipy", "matplotlib", "joblib", "optuna"):
-        with contextlib.suppress(PackageNotFoundError):  # optuna is an extra
+    for name in ("minilora", "numpy", "autograd", "scipy", "matplotlib", "joblib", *packages):
+        with contextlib.suppress(PackageNotFoundError):  # minilora may run from a clone, and others are extras
             found[name] = version(name)
     return found
 
@@ -76,7 +76,7 @@ def _tuning(runs: Runs, group: Mapping[str, Any]) -> dict[str, Any]:
     """The learning rates tried for a group of runs, the one with the lowest mean loss, and whether it lies inside."""
     cell = runs.where(**group)
     rates = cell.values("learning_rate")
-    means = [float(np.mean(cell.per_seed(lambda run: run.best, learning_rate=rate))) for rate in rates]
+    means = [float(np.mean(cell.per_seed(BEST, learning_rate=rate))) for rate in rates]
     chosen = tuned_rates(cell)
     inside = rates[0] < min(chosen) and max(chosen) < rates[-1]
     return {"group": dict(group), "tried": rates, "mean_best_loss": [m if math.isfinite(m) else None for m in means],

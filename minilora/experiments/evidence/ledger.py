@@ -3,12 +3,13 @@
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from minilora.experiments.evidence.claims import ARTICLE, ORDER, agreement
+from minilora.experiments.evidence.measures import Measure
 from minilora.experiments.evidence.runs import MissingRunsError, Runs
 from minilora.experiments.evidence.stats import Estimate, bootstrap_interval, estimate, holm, p_values, verdict
 from minilora.experiments.evidence.study import Contrast, Study
@@ -52,7 +53,7 @@ def contrast_row(study: Study, contrast: Contrast, runs: Runs, options: str) -> 
     return row
 
 
-def _measured(measure: Callable[[Runs], np.ndarray], runs: Runs) -> np.ndarray:
+def _measured(measure: Measure, runs: Runs) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # a run that diverged is infinite, and the difference of two is no number
         return measure(runs)
 

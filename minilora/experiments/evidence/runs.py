@@ -39,6 +39,11 @@ class Run:
         return self.diverged_at >= 0
 
     @property
+    def start(self) -> float:
+        """Validation loss above the floor before the first step."""
+        return self.validation_loss[0] - self.floor
+
+    @property
     def best(self) -> float:
         """Lowest validation loss above the floor; infinite where the run diverged."""
         return math.inf if self.diverged else min(self.validation_loss) - self.floor
@@ -97,7 +102,8 @@ def check_run(run: Run) -> None:
 
 
 Metric = Callable[[Run], float]
-BEST, FINAL, FINAL_TRAIN, OVERFIT, NORM = map(attrgetter, ("best", "final", "final_train", "overfit", "final_norm"))
+START, BEST, FINAL, FINAL_TRAIN = map(attrgetter, ("start", "best", "final", "final_train"))
+OVERFIT, NORM = map(attrgetter, ("overfit", "final_norm"))
 
 
 def steps_to(target: float) -> Metric:
@@ -153,29 +159,37 @@ class Runs(Sequence[Run]):
             raise MissingRunsError(f"no run with {settings}")
         return np.array([metric(run) for run in chosen])
 
-    def tuned(self, metric: Metric, by: Metric | None = None, **settings: Any) -> np.ndarray:
+    def tuned(self, metric: Metric, by: Metric = BEST, **settings: Any) -> np.ndarray:
         """As `per_seed`, each seed at the learning rate that is best on average over the *other* seeds.
 
         Choosing on the other seeds keeps the choice from flattering the result. Best is the lowest of `by`, which
-        is the best validation loss (that of early stopping) unless another metric is given.
+        is the best validation loss (that of early stopping) unless another metric is given. Runs at one rate, as
+        `where(learning_rate=...)` leaves them, have nothing to choose: this is their metric.
         """
         cell = self.where(**settings)
         rates = cell.values("learning_rate")
         if not rates:
             raise MissingRunsError(f"no run with {settings}")
-        by_rate = [cell.per_seed(metric, learning_rate=rate) for rate in rates]
+        by_rate = [self.per_seed(metric, **settings | {"learning_rate": rate}) for rate in rates]
         chosen = tuned_rates(cell, by)
         return np.array([by_rate[rates.index(rate)][i] for i, rate in enumerate(chosen)])
+
+    def over(self, name: str, metric: Metric, values: Sequence | None = None, by: Metric = BEST) -> np.ndarray:
+        """`tuned` at each value of a setting, all there are or these: (values, seeds)."""
+        values = self.values(name) if values is None else values
+        if not len(values):
+            raise MissingRunsError(f"no run to take {name} of")
+        return np.array([self.tuned(metric, by, **{name: value}) for value in values])
 
 
 class MissingRunsError(LookupError):
     """The runs that a contrast needs are not in the table (the quick version leaves some out)."""
 
 
-def tuned_rates(cell: Runs, by: Metric | None = None) -> list[float]:
+def tuned_rates(cell: Runs, by: Metric = BEST) -> list[float]:
     """For each seed, the learning rate with the lowest mean of `by` (the best loss) over the other seeds."""
     rates = cell.values("learning_rate")
-    losses = np.array([cell.per_seed(by or (lambda run: run.best), learning_rate=rate) for rate in rates])
+    losses = np.array([cell.per_seed(by, learning_rate=rate) for rate in rates])
     return [rates[i] for i in best_on_others(losses)]
 
 

@@ -1,7 +1,6 @@
 """What determines a run, and grids of such settings."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,16 +85,26 @@ def as_setting(name: str, value: Any) -> Any:
 
 
 def grid(base: Mapping[str, Any], **axes: Sequence[Any] | Callable[[dict], Any]) -> list[dict[str, Any]]:
-    """Every combination of the axes on top of `base`. A function is called with the others to give its value.
+    """Every combination of the axes on top of `base`. A function is called with the others to give its value, or a
+    tuple of its values.
 
     >>> grid({"steps": 100}, r=[1, 2], lora_alpha=lambda s: 2 * s["r"])
     [{'steps': 100, 'r': 1, 'lora_alpha': 2}, {'steps': 100, 'r': 2, 'lora_alpha': 4}]
+    >>> grid({}, r=[1, 8], learning_rate=lambda s: (0.1, 0.2) if s["r"] == 1 else (0.1,))
+    [{'r': 1, 'learning_rate': 0.1}, {'r': 1, 'learning_rate': 0.2}, {'r': 8, 'learning_rate': 0.1}]
     """
     check_fields(Settings, {**base, **axes}, "grid")
-    varied = {name: _axis(name, values) for name, values in axes.items() if not callable(values)}
-    derived = {name: value for name, value in axes.items() if callable(value)}
-    cells = [dict(base) | dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
-    return [cell | {name: value(cell) for name, value in derived.items()} for cell in cells]
+    cells = [dict(base)]
+    for name, axis in sorted(axes.items(), key=lambda item: callable(item[1])):  # those that look at others last
+        cells = [cell | {name: value} for cell in cells for value in _values(name, axis, cell)]
+    return cells
+
+
+def _values(name: str, axis: Sequence[Any] | Callable[[dict], Any], cell: dict) -> Sequence[Any]:
+    if not callable(axis):
+        return _axis(name, axis)
+    found = axis(cell)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _axis(name: str, values: Any) -> list[Any]:

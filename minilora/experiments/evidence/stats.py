@@ -103,6 +103,18 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def profile_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How far two profiles (places, seeds) differ, in the direction in which the *other* seeds say they do: (seeds,).
+
+    Zero on average where the profiles are the same, as the noise of a seed has no direction that other seeds know.
+    """
+    difference = one - other
+    directions = difference.sum(1, keepdims=True) - difference  # from the other seeds
+    if difference.shape[1] == 1:
+        directions = difference  # there are none
+    return (difference * directions).sum(0) / np.linalg.norm(directions, axis=0)
+
+
 def slope(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Least-squares slope of each column of y against x: (n,), (n, seeds) -> (seeds,)."""
     centered = x - x.mean()

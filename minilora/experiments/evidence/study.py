@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from minilora.checks import check_fields, check_integer, check_number, check_one_of
 from minilora.experiments.evidence.claims import ARTICLE
+from minilora.experiments.evidence.measures import Measure
 from minilora.experiments.evidence.runs import Runs
 from minilora.experiments.evidence.settings import Settings
 from minilora.experiments.evidence.stats import N_SEEDS
@@ -32,10 +31,10 @@ class Contrast:
     plain: str  # the result in words; "{effect}" becomes the size, "{above/below}" the word for its sign, and
     #             "{given_up}" what is left of `scale`, which may be lost
     smallest_effect: float  # in `unit`; an effect below it is not worth having
-    unit: str
-    measure: Callable[[Runs], np.ndarray]
+    unit: str = "nats per letter"
+    measure: Measure
     regime: str  # where it was measured
-    variants: Mapping[str, Callable[[Runs], np.ndarray]] = field(default_factory=dict)  # measured otherwise
+    variants: Mapping[str, Measure] = field(default_factory=dict)  # measured otherwise
     exact: bool = False
     scale: float = 1.0  # an effect of this size is drawn as 1 where `smallest_effect` is 0
 
@@ -54,6 +53,22 @@ class Contrast:
             check_function(name, one, where)
 
 
+def allowance(allowed: float, measure: Measure, variants: Mapping[str, Measure] | None = None, **more) -> Contrast:
+    """A contrast that holds where a choice, measured by what it gives up, leaves some of the nats that it may."""
+
+    def left(given_up: Measure) -> Measure:
+        return lambda runs: allowed - given_up(runs)
+
+    return Contrast(
+        smallest_effect=0.0,
+        scale=allowed,
+        unit=f"nats per letter left of the {allowed:g} allowed",
+        measure=left(measure),
+        variants={label: left(one) for label, one in (variants or {}).items()},
+        **more,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """One family of claims. `cells` and `quick_cells` are settings without a seed; each runs with every seed."""
@@ -68,6 +83,7 @@ class Study:
     samples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # label -> the run to show names of
     headline: bool = False  # among those that run when none is asked for
     n_seeds: int = N_SEEDS  # paired seeds
+    packages: Sequence[str] = ()  # whose versions decide its numbers too, beside what every run is computed with
 
     def __post_init__(self):
         if not (isinstance(self.name, str) and re.fullmatch(r"\w+", self.name, re.ASCII)) or self.name in TAKEN:

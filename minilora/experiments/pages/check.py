@@ -1,6 +1,7 @@
 """Comparing a study's new numbers with the stored ones."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from minilora.command_line import in_a_line
 from minilora.experiments.engine.provenance import machine, versions
 from minilora.experiments.evidence.ledger import Row, all_contrasts
 from minilora.experiments.evidence.runs import CONSTANT, MEASURED, Run, Runs
+from minilora.experiments.evidence.study import Study
 from minilora.experiments.pages.stored import read_claims, read_provenance, read_runs, same_text
 
 # Between machines the last bits differ, and training amplifies them: see CONTRIBUTING.md for how these were measured.
 MEAN_TOLERANCE = 0.01  # nats: mean over all evaluations of |difference| in a loss
 EFFECT_TOLERANCE = 0.5  # half-widths of the interval: how far a claim's effect may move
+
+
+COMPUTING = ("python", "numpy", "autograd", "scipy")  # whose versions decide the bits of every study
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,12 @@ class Comparison:
     text: str
 
 
-def compare(name: str, committed: Path, rerun: Path) -> Comparison:
+def compare(study: Study, committed: Path, rerun: Path) -> Comparison:
     """A study's CSV, claims and figure in two folders: to the bit on the machine that made them, else nearly.
 
     Line ends are not compared.
     """
+    name = study.name
     old_csv = committed / f"{name}.csv"
     if not old_csv.exists():
         return Comparison(False, f"{old_csv} is not there: nothing to compare with")
@@ -41,7 +47,7 @@ def compare(name: str, committed: Path, rerun: Path) -> Comparison:
     missing, extra = _unmatched(old, new), _unmatched(new, old)
     if missing or extra:
         return Comparison(False, f"{missing} stored runs were not done again, {extra} new ones are not stored")
-    if made_by.get("machine") == machine() and _same_versions(made_by, ("numpy", "autograd", "scipy", "python")):
+    if made_by.get("machine") == machine() and _same_versions(made_by, (*COMPUTING, *study.packages)):
         return _bit_for_bit(name, committed, rerun, made_by, old, new)
     return _within_tolerance(stored, _claims(rerun, name), old, new)
 
@@ -50,9 +56,9 @@ def _unmatched(one: Runs, other: Runs) -> int:
     return len({run.settings for run in one} - {run.settings for run in other})
 
 
-def _same_versions(made_by: dict[str, Any], packages) -> bool:
-    stored = made_by.get("versions", {})
-    return all(stored.get(name) == versions()[name] for name in packages)
+def _same_versions(made_by: dict[str, Any], packages: Sequence[str]) -> bool:
+    stored, here = made_by.get("versions", {}), versions(packages)
+    return all(stored.get(name) == here.get(name) for name in packages)
 
 
 def _bit_for_bit(name: str, committed: Path, rerun: Path, made_by, old: Runs, new: Runs) -> Comparison:

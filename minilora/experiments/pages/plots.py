@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from minilora.experiments.evidence.runs import BEST, FINAL, FINAL_TRAIN, Metric, MissingRunsError, Run, Runs
+from minilora.experiments.evidence.runs import BEST, FINAL, FINAL_TRAIN, Runs
 from minilora.experiments.evidence.stats import estimate
 from minilora.files import replace_file
 
@@ -20,6 +21,8 @@ from minilora.files import replace_file
 TRAIN, VALIDATION, FULL, BASE = "#0072B2", "#D55E00", "#009E73", "#555555"
 PREDICTION = "#BBBBBB"
 END_LABEL = "end-label"
+Numbers = Sequence[float] | np.ndarray
+Columns = Sequence[np.ndarray] | np.ndarray  # one (seeds,) for each place on the x axis
 OTHER = "#CC79A7"
 STYLE = {
     "svg.hashsalt": "minilora",  # element ids from this and not from a random number
@@ -36,6 +39,11 @@ STYLE = {
     "lines.markersize": 4.5,
     "axes.formatter.useoffset": False,
 }
+
+
+def paler(color: str, strength: float) -> tuple[float, ...]:
+    """The colour mixed with white: 1 is the colour itself, 0 is white."""
+    return tuple(1 - strength * (1 - np.array(mpl.colors.to_rgb(color))))
 
 
 def figure(n_rows: int, n_columns: int, height: float, title: str) -> tuple[Figure, np.ndarray]:
@@ -75,9 +83,7 @@ def save(draw: Callable[..., Figure], path: str | os.PathLike, *arguments) -> Sa
     return Saved(svg)
 
 
-def line(
-    ax: Axes, x: Sequence[float], columns: Sequence[np.ndarray], label: str, color, *, style="-", marker="o"
-) -> None:
+def line(ax: Axes, x: Numbers, columns: Columns, label: str, color, *, style="-", marker="o") -> None:
     """Mean over seeds with its 95 % interval as a band, labelled at its right end.
 
     `columns` has one array (seeds,) for each x; seeds that diverged are left out and counted.
@@ -162,24 +168,6 @@ def _drawn(ax: Axes) -> list[tuple]:
     return [one.get_data() for one in ax.lines] or [([0.0], [0.0])]
 
 
-def by(
-    runs: Runs,
-    name: str,
-    values: Sequence,
-    metric: Metric,
-    *,
-    tuned: bool = False,
-    chosen_by: Metric | None = None,
-    **where,
-) -> list[np.ndarray]:
-    """The metric for each value of a setting: one array (seeds,) a value."""
-    if not len(values):
-        raise MissingRunsError(f"no run with {where or name}")
-    if tuned:
-        return [runs.tuned(metric, chosen_by, **{name: value}, **where) for value in values]
-    return [runs.per_seed(metric, **{name: value}, **where) for value in values]
-
-
 LOSSES = (
     ("validation,\nat the end", FINAL, VALIDATION, "-"),
     ("validation,\nat its best", BEST, VALIDATION, ":"),
@@ -187,13 +175,29 @@ LOSSES = (
 )
 
 
-def losses(ax: Axes, runs: Runs, over: str, *, tuned: bool = False, lines=LOSSES) -> list:
-    """Training and validation losses against a setting, as lines; the values of the setting."""
-    values = runs.values(over)
+def losses(ax: Axes, runs: Runs, over: str, lines=LOSSES, places: Mapping[Any, float] | None = None) -> list:
+    """Losses against a setting, as lines, tuned where runs are at several rates; their places on the x axis.
+
+    `places` says where which value of the setting stands; without it each stands at itself.
+    """
+    x = {value: value for value in runs.values(over)} if places is None else places
     for label, metric, color, style in lines:
-        line(ax, values, by(runs, over, values, metric, tuned=tuned), label, color, style=style)
+        line(ax, list(x.values()), runs.over(over, metric, list(x)), label, color, style=style)
     ax.set_ylabel("loss (nats per letter)")
-    return values
+    return list(x.values())
+
+
+def base_level(ax: Axes, runs: Runs, *, far: bool = True) -> None:
+    """The loss before any training, of the first run of each seed: all of them start at the base."""
+    first = {run.settings.seed: run for run in reversed(runs)}
+    level(ax, np.array([first[seed].start for seed in sorted(first)]), "base,\nnot adapted", BASE, far=far)
+
+
+def references(ax: Axes, runs: Runs, full: str = "full fine-tuning,\nat its best", *, far: bool = True) -> None:
+    """The levels that losses stand between: the base before training, and full fine-tuning where it was run."""
+    base_level(ax, runs, far=far)
+    if runs.where(method="full"):
+        level(ax, runs.tuned(BEST, method="full"), full, FULL)
 
 
 def rates_axis(ax: Axes, rates: Sequence[float], room: float = 6.0) -> None:
@@ -231,26 +235,13 @@ def ranking(ax: Axes, values: Mapping[str, np.ndarray], reference: str, label: s
     ax.set_axisbelow(True)
 
 
-def powers_of_two(ax: Axes, values: Sequence[float], label: str, room: float = 1.9) -> None:
+def powers_of_two(ax: Axes, values: Numbers, label: str, room: float = 1.9) -> None:
     """A base-2 logarithmic x axis with these ticks, and room for labels at the right."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(values), [{0.25: "¼", 0.5: "½"}.get(value, f"{value:g}") for value in values])
     ax.set_xticks([], minor=True)
     ax.set_xlim(min(values) / 1.5, max(values) * room**2)
     ax.set_xlabel(label)
-
-
-def start_of(runs: Runs, **where) -> np.ndarray:
-    """Validation loss above the floor before any training: that of the unadapted base."""
-    return _per_seed_any(runs.where(**where), lambda run: run.validation_loss[0] - run.floor)
-
-
-def _per_seed_any(runs: Runs, metric: Callable[[Run], float]) -> np.ndarray:
-    """The metric of the first run of each seed; all runs of a seed start alike."""
-    first: dict[int, Run] = {}
-    for run in runs:
-        first.setdefault(run.settings.seed, run)
-    return np.array([metric(first[seed]) for seed in sorted(first)])
 
 
 def names_table(ax: Axes, samples: Mapping[str, Sequence[str]], title: str, n: int = 10) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from minilora.data.base import load_base
 from minilora.data.names import names_task
+from minilora.experiments.evidence.measures import Measure, difference, each_seed, one_rate
 from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Runs
 from minilora.experiments.evidence.settings import grid
 from minilora.experiments.evidence.study import Contrast, Study
@@ -33,20 +34,16 @@ CELLS = [cell for b in SIZES for steps in (STEPS, _epochs(b)) for cell in _cells
 QUICK = [cell for b in SIZES for steps in (25, _epochs(b, 1)) for cell in _cells(b, steps, [SHARED])]
 
 
-def _at(runs: Runs, what: str, batch: int) -> Runs:
-    """Runs of that batch size with the number of steps that every batch size has, or with its own ("epochs")."""
-    steps = {b: set(runs.where(batch_size=b).values("steps")) for b in SIZES}
-    (equal,) = set.intersection(*steps.values())
-    (other,) = steps[batch] - {equal}
-    return runs.where(batch_size=batch, steps=equal if what == "steps" else other)
+def _at(runs: Runs, what: str) -> Runs:
+    """Runs with the number of steps that every batch size has ("steps"), or with their own ("epochs")."""
+    equal = set.intersection(*(set(runs.where(batch_size=b).values("steps")) for b in SIZES))
+    return Runs([run for run in runs if (run.settings.steps in equal) == (what == "steps")])
 
 
-def _gain(runs: Runs, what: str, metric, tuned: bool = True, by=None) -> np.ndarray:
-    """How much lower the metric is with a batch of 64 than with one of 4."""
-    small, large = (_at(runs, what, b) for b in (SIZES[0], SIZES[-1]))
-    if not tuned:
-        small, large = small.where(learning_rate=SHARED), large.where(learning_rate=SHARED)
-    return small.tuned(metric, by) - large.tuned(metric, by)
+def _above(what: str, metric, higher: int, lower: int, by=BEST) -> Measure:
+    """How far the metric with one batch size lies above that with another."""
+    measure = difference(metric, {"batch_size": higher}, {"batch_size": lower}, by)
+    return lambda runs: measure(_at(runs, what))
 
 
 @functools.cache
@@ -65,10 +62,7 @@ def noise_scale(seed: int) -> float:
     return float(variance / (mean @ mean - variance / len(gradients)))
 
 
-def _noise(runs: Runs) -> np.ndarray:
-    return np.log2([noise_scale(seed) / SIZES[0] for seed in runs.values("seed")])
-
-
+BY_STEP, BY_EPOCH = _above("steps", BEST, 4, 64), _above("epochs", FINAL_TRAIN, 64, 4)
 REGIME = "1,000 female first names, r=8, alpha = 16, all six linear modules"
 CONTRASTS = [
     Contrast(
@@ -76,9 +70,8 @@ CONTRASTS = [
         prediction=f"at equal steps ({STEPS}) a batch of 64 reaches a lower validation loss than one of 4",
         plain="at equal steps a batch of 64 ends {effect} nats {below/above} one of 4",
         smallest_effect=0.01,
-        unit="nats per letter",
-        measure=lambda runs: _gain(runs, "steps", BEST),
-        variants={f"one rate, {SHARED:g}": lambda runs: _gain(runs, "steps", BEST, tuned=False)},
+        measure=BY_STEP,
+        variants=one_rate(SHARED, BY_STEP),
         regime=REGIME + ", rates tuned",
     ),
     Contrast(
@@ -86,14 +79,11 @@ CONTRASTS = [
         prediction=f"at equal epochs ({EPOCHS}) a batch of 64 ends with a higher training loss than one of 4",
         plain="at equal epochs a batch of 64 ends {effect} nats {above/below} one of 4 in training loss",
         smallest_effect=0.01,
-        unit="nats per letter",
-        measure=lambda runs: -_gain(runs, "epochs", FINAL_TRAIN),
-        variants={
-            f"one rate, {SHARED:g}": lambda runs: -_gain(runs, "epochs", FINAL_TRAIN, tuned=False),
-            "by the best validation loss": lambda runs: -_gain(runs, "epochs", BEST),
-            "rate tuned on the training loss (added after the run)": lambda runs: (
-                -_gain(runs, "epochs", FINAL_TRAIN, by=FINAL_TRAIN)
-            ),
+        measure=BY_EPOCH,
+        variants=one_rate(SHARED, BY_EPOCH)
+        | {
+            "by the best validation loss": _above("epochs", BEST, 64, 4),
+            "rate tuned on the training loss (added after the run)": _above("epochs", FINAL_TRAIN, 64, 4, FINAL_TRAIN),
         },
         regime=REGIME + ", rates tuned",
     ),
@@ -103,23 +93,21 @@ CONTRASTS = [
         plain="the noise scale is {effect} doublings {above/below} 4 names",
         smallest_effect=0.5,
         unit="doublings above 4 names",
-        measure=_noise,
+        measure=lambda runs: np.log2(each_seed(noise_scale)(runs) / SIZES[0]),
         regime=REGIME + ", before the first step",
     ),
 ]
 
 
 def _panel(ax, runs: Runs, what: str, title: str) -> None:
-    for label, metric, color in (("validation,\nat its best", BEST, plots.VALIDATION),
-                                 ("training,\nat the end", FINAL_TRAIN, plots.TRAIN)):  # fmt: skip
-        plots.line(ax, SIZES, [_at(runs, what, b).tuned(metric) for b in SIZES], label, color)
-    scale = np.mean([noise_scale(seed) for seed in runs.values("seed")])
+    validation = ("validation,\nat its best", BEST, plots.VALIDATION, "-")
+    training = ("training,\nat the end", FINAL_TRAIN, plots.TRAIN, "-")
+    plots.losses(ax, _at(runs, what), "batch_size", [validation, training])
+    scale, place = each_seed(noise_scale)(runs).mean(), ax.get_xaxis_transform()
     ax.axvline(scale, color=plots.PREDICTION, lw=6, alpha=0.5, zorder=0)
-    ax.annotate(
-        "noise scale", (scale, 0.97), xycoords=ax.get_xaxis_transform(), ha="center", fontsize=8, color=plots.BASE
-    )
+    ax.annotate("noise scale", (scale, 0.97), xycoords=place, ha="center", fontsize=8, color=plots.BASE)
     plots.powers_of_two(ax, SIZES, "batch size (names)", room=2.2)
-    ax.set(title=title, ylabel="loss (nats per letter)")
+    ax.set_title(title)
 
 
 def draw(runs: Runs, samples):

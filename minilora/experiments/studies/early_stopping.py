@@ -46,11 +46,9 @@ def best_step(run: Run) -> float:
     return max(run.step[int(np.argmin(run.validation_loss))], run.step[1])
 
 
-def _sooner(runs: Runs, rate: float | None = None) -> np.ndarray:
+def _sooner(runs: Runs, **lora) -> np.ndarray:
     """How many halvings of full fine-tuning's best step LoRA's is, at its best rate or at one for all seeds."""
-    lora = runs.where(method="lora")
-    steps = lora.tuned(best_step) if rate is None else lora.per_seed(best_step, learning_rate=rate)
-    return np.log2(runs.where(method="full").tuned(best_step) / steps)
+    return np.log2(runs.tuned(best_step, method="full") / runs.tuned(best_step, method="lora", **lora))
 
 
 REGIME = "200 female first names, r=8, alpha = 16, all six linear modules"
@@ -63,7 +61,9 @@ CONTRASTS = [
         unit="halvings of the number of steps",
         measure=_sooner,
         variants={
-            f"LoRA at {rate:g} (added after the run: 0.001 and 0.003 are equally good)": partial(_sooner, rate=rate)
+            f"LoRA at {rate:g} (added after the run: 0.001 and 0.003 are equally good)": partial(
+                _sooner, learning_rate=rate
+            )
             for rate in (1e-3, SHARED)
         },
         regime=REGIME + ", rates tuned",
@@ -73,22 +73,28 @@ CONTRASTS = [
         prediction=f"at rate {SHARED:g}, stopping after {PATIENCE} evaluations without gain lowers the validation loss",
         plain="stopping early {lowers/raises} the validation loss by {effect} nats",
         smallest_effect=0.05,
-        unit="nats per letter",
         measure=lambda runs: runs.per_seed(_saved, method="lora", learning_rate=SHARED),
         variants={
-            "rate tuned": lambda runs: runs.where(method="lora").tuned(_saved),
-            "rate tuned on the final loss": lambda runs: runs.where(method="lora").tuned(_saved, FINAL),
+            "rate tuned": lambda runs: runs.tuned(_saved, method="lora"),
+            "rate tuned on the final loss": lambda runs: runs.tuned(_saved, FINAL, method="lora"),
         },
         regime=REGIME + "; evaluated every 10 steps, 300 steps in all",
     ),
 ]
 
 
+def _nearest(cell: Runs) -> float:
+    return min(cell.values("learning_rate"), key=lambda rate: abs(rate - SHARED))
+
+
+def _most_chosen(cell: Runs) -> float:
+    return max(set(tuned_rates(cell)), key=tuned_rates(cell).count)
+
+
 def _curves(ax, runs: Runs, rate_of, title: str) -> None:
     for method, color, label in (("lora", plots.VALIDATION, "LoRA"), ("full", plots.FULL, "full\nfine-tuning")):
-        cell = runs.where(method=method)
-        rate = rate_of(cell)
-        chosen = cell.where(learning_rate=rate)
+        rate = rate_of(runs.where(method=method))
+        chosen = runs.where(method=method, learning_rate=rate)
         means = plots.curve(ax, chosen, "validation_loss", f"{label}\n({rate:g})", color)
         if means:
             lowest = int(np.argmin(means))
@@ -100,15 +106,11 @@ def _curves(ax, runs: Runs, rate_of, title: str) -> None:
 def draw(runs: Runs, samples):
     """The figure of the study."""
     tuned = len(runs.values("learning_rate")) > 2  # the quick version has one rate each
-    made, axes = plots.figure(
-        1, 1 + tuned, 4.4, "On scarce data the best step comes early (circle), and training on costs"
-    )
-    at_shared, at_best = "At about the same rate", "Each at its best rate"
-    _curves(
-        axes[0, 0], runs, lambda cell: min(cell.values("learning_rate"), key=lambda rate: abs(rate - SHARED)), at_shared
-    )
+    title = "On scarce data the best step comes early (circle), and training on costs"
+    made, axes = plots.figure(1, 1 + tuned, 4.4, title)
+    _curves(axes[0, 0], runs, _nearest, "At about the same rate")
     if tuned:
-        _curves(axes[0, 1], runs, lambda cell: max(set(tuned_rates(cell)), key=tuned_rates(cell).count), at_best)
+        _curves(axes[0, 1], runs, _most_chosen, "Each at its best rate")
     return made
 
 
@@ -119,5 +121,5 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
-    tuned=[{"method": "lora"}, {"method": "full"}],
+    tuned=grid({}, method=["lora", "full"]),
 )

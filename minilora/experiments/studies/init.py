@@ -1,19 +1,15 @@
 """How the factors start: exactly at the base, elsewhere, and at which scale of A (I1-I3)."""
 
-import functools
+from functools import partial
 
 import numpy as np
 
-from minilora.data.base import load_base
-from minilora.data.names import names_task
-from minilora.experiments.evidence.runs import BEST, Run, Runs, steps_to
+from minilora.experiments.evidence.exact import start_deviation
+from minilora.experiments.evidence.measures import difference, each_seed, one_rate
+from minilora.experiments.evidence.runs import BEST, START, Runs, steps_to
 from minilora.experiments.evidence.settings import grid
 from minilora.experiments.evidence.study import Contrast, Study
 from minilora.experiments.pages import plots
-from minilora.lora import LoraConfig, init_adapter
-from minilora.lora_config import STARTS_AT_BASE
-from minilora.model import forward
-from minilora.train import Trainable
 
 INITS = ("True", "gaussian", "he", "xavier", "zero_A", "orthogonal", "False")
 TARGET = 2.10  # nats per letter on held-out names, to be reached
@@ -25,40 +21,13 @@ QUICK = grid(FIXED | {"steps": 100}, init_lora_weights=["True", "he", "xavier", 
 STEPS = steps_to(TARGET)
 
 
-@functools.cache
-def start_deviation(seed: int) -> float:
-    """0 where every init with B or A zero starts at the base to the bit and the other factor alone has a gradient."""
-    base = load_base()
-    data = names_task("female", 32, seed)[0]
-    expected, off = forward(base.params, data.inputs, base.config), 0.0
-    for init in STARTS_AT_BASE:
-        adapter = init_adapter(base.params, LoraConfig(r=8, init_lora_weights=init), np.random.default_rng(seed))
-        off = max(off, float(np.abs(forward(base.params, data.inputs, base.config, adapter=adapter) - expected).max()))
-        trainable = Trainable(base, adapter)
-        gradients = trainable.arrays(trainable.loss_and_gradient(trainable.vector, data, None)[1])
-        zero, moving = ("lora_B", "lora_A") if init == "zero_A" else ("lora_A", "lora_B")
-        off = max(off, *(float(np.abs(g).max()) for name, g in gradients.items() if name.endswith(zero)))
-        off += sum(not g.any() for name, g in gradients.items() if name.endswith(moving))
-    return off
-
-
-def _faster(runs: Runs, init: str, tuned: bool) -> np.ndarray:
+def _faster(runs: Runs, init: str) -> np.ndarray:
     """How many times fewer steps to the target than the default takes, as doublings."""
-    at = runs if tuned else runs.where(learning_rate=SHARED)
-    default, other = (at.tuned(STEPS, STEPS, init_lora_weights=one) for one in ("True", init))
-    with np.errstate(invalid="ignore"):  # where neither got there
-        return np.log2(default) - np.log2(other)
+    default, other = runs.over("init_lora_weights", STEPS, ("True", init), by=STEPS)
+    return np.log2(default) - np.log2(other)
 
 
-def _start(run: Run) -> float:
-    return run.validation_loss[0]
-
-
-def _harm(runs: Runs, metric) -> np.ndarray:
-    elsewhere, default = (runs.tuned(metric, init_lora_weights=init) for init in ("False", "True"))
-    return elsewhere - default
-
-
+ELSEWHERE, DEFAULT = ({"init_lora_weights": init} for init in ("False", "True"))
 REGIME = "1,000 female first names, r=8, alpha = 16, all six linear modules"
 CONTRASTS = [
     Contrast(
@@ -67,7 +36,7 @@ CONTRASTS = [
         plain="logits and gradients deviate by {effect}",
         smallest_effect=0.0,
         unit="deviation",
-        measure=lambda runs: np.array([start_deviation(seed) for seed in runs.values("seed")]),
+        measure=each_seed(start_deviation),
         exact=True,
         regime="any model; checked for every init that has a zero factor",
     ),
@@ -76,8 +45,7 @@ CONTRASTS = [
         prediction="with both factors random, the loss before the first step is above the base's",
         plain="with both random, the first loss is {effect} nats {above/below} the base's",
         smallest_effect=0.1,
-        unit="nats per letter",
-        measure=lambda runs: _harm(runs, _start),
+        measure=difference(START, ELSEWHERE, DEFAULT),
         regime=REGIME,
     ),
     Contrast(
@@ -85,8 +53,7 @@ CONTRASTS = [
         prediction="with both factors random, the best validation loss stays above that of the default",
         plain="after training it is {effect} nats {above/below} the default's best",
         smallest_effect=0.01,
-        unit="nats per letter",
-        measure=lambda runs: _harm(runs, BEST),
+        measure=difference(BEST, ELSEWHERE, DEFAULT),
         regime=REGIME + ", rates tuned",
     ),
     *(
@@ -96,8 +63,8 @@ CONTRASTS = [
             plain=f"{name} takes {{effect}} doublings {{fewer/more}} steps to {TARGET:g} nats than the default",
             smallest_effect=0.1,
             unit="doublings of the number of steps",
-            measure=functools.partial(_faster, init=init, tuned=True),
-            variants={f"one rate, {SHARED:g}": functools.partial(_faster, init=init, tuned=False)},
+            measure=partial(_faster, init=init),
+            variants=one_rate(SHARED, partial(_faster, init=init)),
             regime=REGIME + "; the default is PEFT's: A uniform in +-1/sqrt(in)",
         )
         for name, init in (("He's", "he"), ("Xavier's", "xavier"))
@@ -105,18 +72,25 @@ CONTRASTS = [
 ]
 
 
-def draw(runs: Runs, samples):
-    """The figure of the study."""
-    made, axes = plots.figure(1, 2, 4.4, "All starts at the base end alike; a start elsewhere has to come back first")
+def _curves(ax, runs: Runs) -> None:
     rate = SHARED if SHARED in runs.values("learning_rate") else runs.values("learning_rate")[0]
-    ax, shared = axes[0, 0], runs.where(learning_rate=rate)
-    for init, color, style in (("False", plots.OTHER, "-"), ("True", plots.VALIDATION, "-"), ("he", plots.TRAIN, ":")):
-        label = {"False": "both random", "True": "default\n(True)"}.get(init, init)
+    shared = runs.where(learning_rate=rate)
+    for init, label, color, style in (
+        ("False", "both random", plots.OTHER, "-"),
+        ("True", "default\n(True)", plots.VALIDATION, "-"),
+        ("he", "he", plots.TRAIN, ":"),
+    ):
         plots.curve(ax, shared.where(init_lora_weights=init), "validation_loss", label, color, style=style)
     plots.steps_axis(ax, shared, "loss")
     ax.plot([0, shared[0].settings.steps], [TARGET] * 2, color=plots.PREDICTION, zorder=0)
     ax.set_title(f"Validation loss, rate {rate:g}")
-    steps = {name: runs.tuned(STEPS, STEPS, init_lora_weights=name) for name in runs.values("init_lora_weights")}
+
+
+def draw(runs: Runs, samples):
+    """The figure of the study."""
+    made, axes = plots.figure(1, 2, 4.4, "All starts at the base end alike; a start elsewhere has to come back first")
+    _curves(axes[0, 0], runs)
+    steps = {init: runs.tuned(STEPS, STEPS, init_lora_weights=init) for init in runs.values("init_lora_weights")}
     plots.ranking(axes[0, 1], steps, "True", f"steps to {TARGET:g} nats, less the default's")
     axes[0, 1].set_title("Steps to a fixed loss, fastest rates")
     return made
@@ -129,5 +103,5 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
-    tuned=[{"init_lora_weights": init} for init in INITS],
+    tuned=grid({}, init_lora_weights=INITS),
 )

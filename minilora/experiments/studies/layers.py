@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from minilora.experiments.evidence.measures import difference
 from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Runs, best_on_others
 from minilora.experiments.evidence.settings import alpha_2r, grid
 from minilora.experiments.evidence.study import Contrast, Study
@@ -43,7 +44,6 @@ CONTRASTS = [
         prediction="it matters which single layer is adapted: the worst ends above the best in validation loss",
         plain="the worst single layer ends {effect} nats {above/below} the best",
         smallest_effect=0.01,
-        unit="nats per letter",
         measure=lambda runs: spread_of(_losses(runs, SINGLE)),
         regime=REGIME,
     ),
@@ -52,8 +52,7 @@ CONTRASTS = [
         prediction="at an equal budget, adapting all layers reaches a lower validation loss than the last alone",
         plain="all layers end {effect} nats {below/above} the last layer alone",
         smallest_effect=0.01,
-        unit="nats per letter",
-        measure=lambda runs: np.subtract(*_losses(runs, ["layer 4", "all four"])),
+        measure=difference(BEST, CHOICES["layer 4"], CHOICES["all four"]),
         regime=REGIME,
     ),
 ]

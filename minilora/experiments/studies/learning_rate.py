@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 
+from minilora.experiments.evidence.measures import Measure, difference
 from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Run, Runs, log10_best_rate
 from minilora.experiments.evidence.settings import FULL, grid
 from minilora.experiments.evidence.study import Contrast, Study
@@ -24,10 +25,13 @@ def roughness(run: Run) -> float:
     return float(np.abs(np.diff(late, 2)).mean()) if not run.diverged else np.inf
 
 
-def _against_best(runs: Runs, rate: float, metric) -> np.ndarray:
+def _against_best(metric, rate: float) -> Measure:
     """The metric at a rate, less that at the best rate."""
-    lora = runs.where(method="lora")
-    return lora.per_seed(metric, learning_rate=rate) - lora.tuned(metric)
+    return difference(metric, {"learning_rate": rate}, {}, method="lora")
+
+
+def _higher(runs: Runs, metric) -> np.ndarray:
+    return log10_best_rate(runs.where(method="lora"), metric) - log10_best_rate(runs.where(method="full"), metric)
 
 
 REGIME = "1,000 female first names, r=8, alpha = 16, all six linear modules, 200 steps of 16"
@@ -38,9 +42,8 @@ CONTRASTS = [
         plain="at alpha = 16, LoRA's best rate is {effect} powers of ten {higher/lower} than full fine-tuning's",
         smallest_effect=0.25,
         unit="powers of ten",
-        measure=lambda runs: log10_best_rate(runs.where(method="lora")) - log10_best_rate(runs.where(method="full")),
-        variants={"by the final training loss": lambda runs: log10_best_rate(runs.where(method="lora"), FINAL_TRAIN)
-                  - log10_best_rate(runs.where(method="full"), FINAL_TRAIN)},
+        measure=partial(_higher, metric=BEST),
+        variants={"by the final training loss": partial(_higher, metric=FINAL_TRAIN)},
         regime=REGIME,
     ),
     *(
@@ -49,8 +52,7 @@ CONTRASTS = [
             prediction=f"at a rate of {rate:g}, the final training loss is above that at the best rate",
             plain=f"at {rate:g} training ends {{effect}} nats {{above/below}} the best rate's",
             smallest_effect=0.05,
-            unit="nats per letter",
-            measure=partial(_against_best, rate=rate, metric=FINAL_TRAIN),
+                measure=_against_best(FINAL_TRAIN, rate),
             regime=REGIME,
         )
         for rate in (RATES[0], RATES[-1])
@@ -60,8 +62,7 @@ CONTRASTS = [
         prediction=f"at rate {RATES[-1]:g}, the training loss swings more between evaluations than at the best rate",
         plain=f"at {RATES[-1]:g} the training loss swings {{effect}} nats {{more/less}} between evaluations",
         smallest_effect=0.01,
-        unit="nats per letter",
-        measure=lambda runs: _against_best(runs, RATES[-1], roughness),
+        measure=_against_best(roughness, RATES[-1]),
         regime=REGIME + "; mean second difference over the second half of the run",
     ),
 ]  # fmt: skip
@@ -69,10 +70,10 @@ CONTRASTS = [
 
 def _u(ax, runs: Runs) -> None:
     lora, full = runs.where(method="lora"), runs.where(method="full")
-    plots.losses(ax, lora, "learning_rate", lines=[
-        ("LoRA,\nvalidation", BEST, plots.VALIDATION, "-"), ("LoRA,\ntraining", FINAL_TRAIN, plots.TRAIN, "-")
-    ])  # fmt: skip
-    plots.losses(ax, full, "learning_rate", lines=[("full fine-tuning,\nvalidation", BEST, plots.FULL, "-")])
+    validation = ("LoRA,\nvalidation", BEST, plots.VALIDATION, "-")
+    training = ("LoRA,\ntraining", FINAL_TRAIN, plots.TRAIN, "-")
+    plots.losses(ax, lora, "learning_rate", [validation, training])
+    plots.losses(ax, full, "learning_rate", [("full fine-tuning,\nvalidation", BEST, plots.FULL, "-")])
     plots.rates_axis(ax, runs.values("learning_rate"), room=9)
     ax.margins(y=0.12)
     for cell, color in ((lora, plots.VALIDATION), (full, plots.FULL)):
@@ -103,5 +104,5 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
-    tuned=[{"method": "lora"}, {"method": "full"}],
+    tuned=grid({}, method=["lora", "full"]),
 )

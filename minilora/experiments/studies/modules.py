@@ -4,10 +4,11 @@ from itertools import combinations
 
 import numpy as np
 
-from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Runs, given_up
+from minilora.experiments.evidence.measures import difference, given_up_by
+from minilora.experiments.evidence.runs import BEST, FINAL_TRAIN, Runs
 from minilora.experiments.evidence.settings import alpha_2r, grid
-from minilora.experiments.evidence.stats import estimate
-from minilora.experiments.evidence.study import Contrast, Study
+from minilora.experiments.evidence.stats import estimate, profile_difference
+from minilora.experiments.evidence.study import Contrast, Study, allowance
 from minilora.experiments.pages import plots
 
 BUDGET = 1280  # parameters a layer
@@ -30,11 +31,9 @@ ATTENTION = targets({name: 5 for name in "qkvo"})
 ALL = targets({"q": 3, "k": 2, "v": 3, "o": 2, "up": 2, "down": 2})  # half of the budget on attention, half on the MLP
 EQUAL = {**SINGLE, **PAIR, "q k v o": ATTENTION, "all six": ALL}  # all of BUDGET
 SAME_R = {"qv": PAIR["q v"], "qkvo": targets(dict.fromkeys("qkvo", 10)), "all": targets(dict.fromkeys(SIZES, 10))}
-CELLS = [
-    cell
-    for one in (*EQUAL.values(), *SAME_R.values(), *({**single, "task": "male"} for single in SINGLE.values()))
-    for cell in grid(FIXED | one, learning_rate=RATES, lora_alpha=alpha_2r)
-]
+FEMALE, MALE = {"task": "names"}, {"task": "male"}
+TUNED = [one | FEMALE for one in (EQUAL | SAME_R).values()] + [one | MALE for one in SINGLE.values()]
+CELLS = [cell for one in TUNED for cell in grid(FIXED | one, learning_rate=RATES, lora_alpha=alpha_2r)]
 QUICK = [
     cell
     for one in (*SINGLE.values(), PAIR["q v"], PAIR["up down"], ATTENTION)
@@ -42,49 +41,27 @@ QUICK = [
 ]
 
 
-def _loss(runs: Runs, one: dict, metric=BEST, task: str = "names") -> np.ndarray:
-    return runs.tuned(metric, **one, task=task)
-
-
-def _default_margin(runs: Runs) -> np.ndarray:
-    rivals = [_loss(runs, one) for name, one in (SINGLE | PAIR).items() if name != "q v"]
-    return ALLOWED - given_up(_loss(runs, PAIR["q v"]), np.array(rivals))
-
-
 def _more_fit(runs: Runs, metric) -> np.ndarray:
     """What each of the two steps from q, v to all modules gains at an equal r; the one whose interval reaches lower."""
-    qv, qkvo, every = (_loss(runs, SAME_R[name], metric) for name in ("qv", "qkvo", "all"))
+    qv, qkvo, every = (runs.tuned(metric, **one | FEMALE) for one in SAME_R.values())
     return min(qv - qkvo, qkvo - every, key=lambda step: estimate(step).low)
 
 
-def _profiles(runs: Runs) -> dict[str, np.ndarray]:
-    """Each task's loss by module, less the mean over modules: (modules, seeds)."""
-    by_task = {task: np.array([_loss(runs, one, task=task) for one in SINGLE.values()]) for task in ("names", "male")}
-    return {task: losses - losses.mean(0) for task, losses in by_task.items()}
+def _profile(runs: Runs, task) -> np.ndarray:
+    """The task's loss by module, less the mean over modules: (modules, seeds)."""
+    losses = np.array([runs.tuned(BEST, **one | task) for one in SINGLE.values()])
+    return losses - losses.mean(0)
 
 
-def profile_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How far two profiles (modules, seeds) differ, in the direction in which the *other* seeds say they do: (seeds,).
-
-    Zero on average where the profiles are the same, as the noise of a seed has no direction that other seeds know.
-    """
-    difference = one - other
-    directions = difference.sum(1, keepdims=True) - difference  # from the other seeds
-    if difference.shape[1] == 1:
-        directions = difference  # there are none
-    return (difference * directions).sum(0) / np.linalg.norm(directions, axis=0)
-
-
+RIVALS = [one for name, one in (SINGLE | PAIR).items() if name != "q v"]
 REGIME = f"600 female first names, {BUDGET} parameters a layer, alpha = 2r, rates tuned for each set of modules"
 CONTRASTS = [
-    Contrast(
+    allowance(
+        ALLOWED,
         claim="T1",
         prediction=f"q and v are within {ALLOWED:g} nats of every single module and pair, at an equal budget",
         plain="q and v give up {given_up} nats against their hardest rival (0.01 allowed)",
-        smallest_effect=0.0,
-        scale=ALLOWED,
-        unit=f"nats per letter left of the {ALLOWED:g} allowed",
-        measure=_default_margin,
+        measure=given_up_by(BEST, PAIR["q v"], RIVALS, task="names"),
         regime=REGIME,
     ),
     Contrast(
@@ -92,7 +69,6 @@ CONTRASTS = [
         prediction="at an equal r, training loss falls from q, v to q, k, v, o and on to all six (the smaller step)",
         plain="at r=10 the smaller step of qv, qkvo, all {lowers/raises} training loss by {effect} nats",
         smallest_effect=0.005,
-        unit="nats per letter",
         measure=lambda runs: _more_fit(runs, FINAL_TRAIN),
         variants={"by the best validation loss": lambda runs: _more_fit(runs, BEST)},
         regime="600 female first names, r=10 on each module (1,280, 2,560, 5,760 parameters a layer), rates tuned",
@@ -102,8 +78,7 @@ CONTRASTS = [
         prediction="at an equal budget too, all six modules reach a lower validation loss than q and v",
         plain="at an equal budget all six end {effect} nats {below/above} q and v",
         smallest_effect=0.005,
-        unit="nats per letter",
-        measure=lambda runs: _loss(runs, PAIR["q v"]) - _loss(runs, ALL),
+        measure=difference(BEST, PAIR["q v"], ALL, task="names"),
         regime=REGIME,
     ),
     Contrast(
@@ -111,8 +86,7 @@ CONTRASTS = [
         prediction="attention alone (q, k, v, o) reaches a lower validation loss than the MLP at an equal budget",
         plain="at an equal budget attention alone ends {effect} nats {below/above} the MLP alone",
         smallest_effect=0.005,
-        unit="nats per letter",
-        measure=lambda runs: _loss(runs, PAIR["up down"]) - _loss(runs, ATTENTION),
+        measure=difference(BEST, PAIR["up down"], ATTENTION, task="names"),
         regime=REGIME,
     ),
     Contrast(
@@ -120,36 +94,29 @@ CONTRASTS = [
         prediction="which single modules gain most differs between female and male names",
         plain="profiles of modules on female and male names differ by {effect} nats, {alike/unlike} on each seed",
         smallest_effect=0.01,
-        unit="nats per letter",
-        measure=lambda runs: profile_difference(*_profiles(runs).values()),
+        measure=lambda runs: profile_difference(_profile(runs, FEMALE), _profile(runs, MALE)),
         regime="600 names each, single modules with 1,280 parameters a layer; two tasks that are much alike",
     ),
 ]  # fmt: skip
 
 
-def _profile_panel(ax, runs: Runs) -> None:
-    for (task, profile), color, style in zip(
-        _profiles(runs).items(), (plots.VALIDATION, plots.OTHER), "-:", strict=True
-    ):
-        plots.line(ax, range(len(SINGLE)), list(profile), {"names": "female"}.get(task, task), color, style=style)
+def _profiles(ax, runs: Runs) -> None:
+    for task, label, color, style in ((FEMALE, "female", plots.VALIDATION, "-"), (MALE, "male", plots.OTHER, ":")):
+        plots.line(ax, range(len(SINGLE)), _profile(runs, task), label, color, style=style)
     ax.set_xticks(range(len(SINGLE)), list(SINGLE))
-    ax.set(
-        title="Single modules, on two tasks",
-        ylabel="best validation loss,\nless the mean over modules",
-        xlim=(-0.3, 6.4),
-    )
+    ax.set(title="Single modules, on two tasks", xlim=(-0.3, 6.4))
+    ax.set_ylabel("best validation loss,\nless the mean over modules")
 
 
 def draw(runs: Runs, samples):
     """The figure of the study."""
-    full_size = len(runs.where(task="male")) > 0
-    made, axes = plots.figure(1, 2 if full_size else 1, 6.0, "At an equal number of parameters, where they go matters")
-    there = {name: one for name, one in EQUAL.items() if len(runs.where(**one))}
-    losses = {name: _loss(runs, one) for name, one in there.items()}
+    full_size = bool(runs.where(**MALE))
+    made, axes = plots.figure(1, 1 + full_size, 6.0, "At an equal number of parameters, where they go matters")
+    losses = {name: runs.tuned(BEST, **one | FEMALE) for name, one in EQUAL.items() if runs.where(**one)}
     plots.ranking(axes[0, 0], losses, "q v", "best validation loss, less that of q and v (nats per letter)")
     axes[0, 0].set_title(f"{BUDGET:,} parameters a layer (bold: the default)")
     if full_size:
-        _profile_panel(axes[0, 1], runs)
+        _profiles(axes[0, 1], runs)
     return made
 
 
@@ -160,6 +127,5 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
-    tuned=[{**one, "task": "names"} for one in (EQUAL | SAME_R).values()]
-    + [{**one, "task": "male"} for one in SINGLE.values()],
+    tuned=TUNED,
 )

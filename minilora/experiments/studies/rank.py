@@ -2,80 +2,48 @@
 
 import numpy as np
 
-from minilora.data.base import load_base
-from minilora.experiments.evidence.runs import BEST, FINAL, OVERFIT, Runs
+from minilora.experiments.evidence.exact import count_deviation
+from minilora.experiments.evidence.measures import difference, one_rate
+from minilora.experiments.evidence.runs import BEST, FINAL, FINAL_TRAIN, OVERFIT, Runs
 from minilora.experiments.evidence.settings import FULL, alpha_2r, grid
 from minilora.experiments.evidence.stats import slope
 from minilora.experiments.evidence.study import Contrast, Study
 from minilora.experiments.pages import plots
-from minilora.lora import LoraConfig, init_adapter
-from minilora.model import param_shapes
 
 RANKS = (1, 2, 4, 8, 16, 32)
-SHARED = 3e-3  # the learning rate at which all ranks are compared without tuning
-SHARED_RATE = f"one rate, {SHARED:g}"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SCARCE_RATES = {r: RATES[0:4] if r >= 16 else RATES[1:5] for r in RANKS}  # around each rank's own best
 AMPLE_RATES = {r: RATES[2:6] if r <= 2 else RATES[2:5] if r <= 16 else RATES[1:5] for r in RANKS}
-SCARCE = {"n_train": 200, "batch_size": 16, "steps": 300, "evaluate_every": 30}
-AMPLE = {"n_train": 2775, "batch_size": 16, "steps": 300, "evaluate_every": 75}
-
-
+SHARED = 3e-3  # the learning rate at which all ranks are compared without tuning
+SCARCE, AMPLE = 200, 2775  # names
+ON_SCARCE = {"n_train": SCARCE, "batch_size": 16, "steps": 300, "evaluate_every": 30}
+ON_AMPLE = ON_SCARCE | {"n_train": AMPLE, "evaluate_every": 75}
 CELLS = [
-    cell
-    for data, rates in ((SCARCE, SCARCE_RATES), (AMPLE, AMPLE_RATES))
-    for r in RANKS
-    for cell in grid(data, r=[r], learning_rate=rates[r], lora_alpha=alpha_2r)
-] + [
-    *grid(SCARCE | FULL, learning_rate=RATES[0:4]),
-    *grid(AMPLE | FULL, learning_rate=RATES[1:5]),
+    *grid(ON_SCARCE, r=RANKS, learning_rate=lambda of: SCARCE_RATES[of["r"]], lora_alpha=alpha_2r),
+    *grid(ON_AMPLE, r=RANKS, learning_rate=lambda of: AMPLE_RATES[of["r"]], lora_alpha=alpha_2r),
+    *grid(ON_SCARCE | FULL, learning_rate=RATES[0:4]),
+    *grid(ON_AMPLE | FULL, learning_rate=RATES[1:5]),
 ]
-BRIEF = {"steps": 150}
 QUICK = [
-    *grid(SCARCE | BRIEF, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=alpha_2r),
-    *grid(AMPLE | BRIEF, r=[1, 8], learning_rate=[SHARED], lora_alpha=alpha_2r),
-    *grid(SCARCE | BRIEF | FULL, learning_rate=[1e-3]),
-    *grid(AMPLE | BRIEF | FULL, learning_rate=[3e-3]),
+    *grid(ON_SCARCE | {"steps": 150}, r=[1, 4, 16], learning_rate=[SHARED], lora_alpha=alpha_2r),
+    *grid(ON_AMPLE | {"steps": 150}, r=[1, 8], learning_rate=[SHARED], lora_alpha=alpha_2r),
+    *grid(ON_SCARCE | {"steps": 150} | FULL, learning_rate=[1e-3]),
+    *grid(ON_AMPLE | {"steps": 150} | FULL, learning_rate=[3e-3]),
 ]
 
 
-def _lora(data):
-    return {"method": "lora", "n_train": data["n_train"]}
-
-
-def _count_deviation(runs: Runs) -> np.ndarray:
-    """Largest difference of the sizes of made factors, and of the counts of the runs, from r (in + out) summed.
-
-    An element of A or B is used once a token, in x A^T or (x A^T) B^T, so this counts multiply-adds too.
-    """
-    base = load_base()
-    in_plus_out = sum(sum(shape) for path, shape in param_shapes(base.config).items() if path.endswith("_proj.weight"))
-    deviations = [abs(run.trainable - run.settings.r * in_plus_out) for run in runs.where(method="lora")]
-    for r in RANKS:
-        made = init_adapter(base.params, LoraConfig(r=r, target_modules="all-linear"), np.random.default_rng(0))
-        deviations.append(abs(sum(array.size for array in made.arrays().values()) - r * in_plus_out))
-    return np.array([float(max(deviations))] * len(runs.values("seed")))
-
-
-def _underfit(runs: Runs, tuned: bool) -> np.ndarray:
-    ample = runs.where(**_lora(AMPLE)) if tuned else runs.where(**_lora(AMPLE), learning_rate=SHARED)
-    small, large = plots.by(ample, "r", (1, 8), lambda run: run.final_train, tuned=tuned)
-    return small - large
-
-
-def _overfit_slope(runs: Runs, tuned: bool, metric=OVERFIT, by=None) -> np.ndarray:
+def _slope(runs: Runs, metric=OVERFIT, by=BEST) -> np.ndarray:
     """How the metric on scarce data grows with log r."""
-    scarce = runs.where(**_lora(SCARCE)) if tuned else runs.where(**_lora(SCARCE), learning_rate=SHARED)
-    ranks = scarce.values("r")
-    return slope(np.log2(ranks), np.array(plots.by(scarce, "r", ranks, metric, tuned=tuned, chosen_by=by)))
+    scarce = runs.where(method="lora", n_train=SCARCE)
+    return slope(np.log2(scarce.values("r")), scarce.over("r", metric, by=by))
 
 
-def _returns(runs: Runs, tuned: bool) -> np.ndarray:
-    ample = runs.where(**_lora(AMPLE)) if tuned else runs.where(**_lora(AMPLE), learning_rate=SHARED)
-    loss = dict(zip((4, 8, 32), plots.by(ample, "r", (4, 8, 32), lambda run: run.best, tuned=tuned), strict=True))
-    return (loss[4] - loss[8]) - (loss[8] - loss[32]) / 2
+def _returns(runs: Runs) -> np.ndarray:
+    r4, r8, r32 = runs.where(method="lora", n_train=AMPLE).over("r", BEST, (4, 8, 32))
+    return (r4 - r8) - (r8 - r32) / 2
 
 
+UNDERFIT = difference(FINAL_TRAIN, {"r": 1}, {"r": 8}, method="lora", n_train=AMPLE)
 REGIME = "female first names on a 27,000-parameter base, all six linear modules, alpha = 2r"
 CONTRASTS = [
     Contrast(
@@ -84,7 +52,7 @@ CONTRASTS = [
         plain="counts are {effect} parameters off r (in + out)",
         smallest_effect=0.0,
         unit="parameters off",
-        measure=_count_deviation,
+        measure=lambda runs: count_deviation(runs, RANKS),
         exact=True,
         regime="any model: it follows from the shapes of A and B; the measured time of a step is in tests/bench",
     ),
@@ -93,9 +61,8 @@ CONTRASTS = [
         prediction="ample data: the final training loss at r=1 is above that at r=8",
         plain="with 2,775 names, r=1 ends {effect} nats {above/below} r=8 in training loss, each at its best rate",
         smallest_effect=0.02,
-        unit="nats per letter",
-        measure=lambda runs: _underfit(runs, tuned=True),
-        variants={SHARED_RATE: lambda runs: _underfit(runs, tuned=False)},
+        measure=UNDERFIT,
+        variants=one_rate(SHARED, UNDERFIT),
         regime=REGIME + ", 2,775 names",
     ),
     Contrast(
@@ -104,12 +71,12 @@ CONTRASTS = [
         plain="with 200 names, each doubling of r adds {effect} nats {more/less} overfit, each rank at its best rate",
         smallest_effect=0.02,
         unit="nats per doubling of r",
-        measure=lambda runs: _overfit_slope(runs, tuned=True),
-        variants={
-            SHARED_RATE: lambda runs: _overfit_slope(runs, tuned=False),
-            "rate tuned on the final loss (added after the run)": lambda runs: _overfit_slope(runs, True, by=FINAL),
-            "final loss, rate tuned on it (added after the run)": lambda runs: _overfit_slope(runs, True, FINAL, FINAL),
-            "best validation loss (added after the run)": lambda runs: _overfit_slope(runs, True, BEST),
+        measure=_slope,
+        variants=one_rate(SHARED, _slope)
+        | {
+            "rate tuned on the final loss (added after the run)": lambda runs: _slope(runs, by=FINAL),
+            "final loss, rate tuned on it (added after the run)": lambda runs: _slope(runs, FINAL, by=FINAL),
+            "best validation loss (added after the run)": lambda runs: _slope(runs, BEST),
         },
         regime=REGIME + ", 200 names",
     ),
@@ -119,50 +86,35 @@ CONTRASTS = [
         plain="doubling r from 4 to 8 gains {effect} nats {more/less} than a doubling from 8 to 32",
         smallest_effect=0.005,
         unit="nats per doubling of r",
-        measure=lambda runs: _returns(runs, tuned=True),
-        variants={SHARED_RATE: lambda runs: _returns(runs, tuned=False)},
+        measure=_returns,
+        variants=one_rate(SHARED, _returns),
         regime=REGIME + ", 2,775 names",
     ),
 ]
 
 
-def _panel(ax, runs: Runs, data, title: str) -> None:
-    of = runs.where(n_train=data["n_train"])
-    lora = of.where(method="lora", learning_rate=SHARED)
-    ranks = lora.values("r")
-    plots.line(
-        ax, ranks, plots.by(lora, "r", ranks, lambda run: run.final), "validation,\nat the end", plots.VALIDATION
-    )
-    best = plots.by(lora, "r", ranks, lambda run: run.best)
-    plots.line(ax, ranks, best, "validation,\nat its best", plots.VALIDATION, style=":")
-    final_train = plots.by(lora, "r", ranks, lambda run: run.final_train)
-    plots.line(ax, ranks, final_train, "training,\nat the end", plots.TRAIN)
-    plots.level(ax, plots.start_of(of), "base,\nnot adapted", plots.BASE)
-    plots.level(ax, of.where(method="full").tuned(lambda run: run.best), "full fine-tuning,\nat its best", plots.FULL)
+def _panel(ax, runs: Runs, title: str) -> None:
+    ranks = plots.losses(ax, runs.where(method="lora", learning_rate=SHARED), "r")
+    plots.references(ax, runs)
     plots.powers_of_two(ax, ranks, f"rank r (learning rate {SHARED:g} for all)")
-    ax.set(title=title, ylabel="loss (nats per letter)")
+    ax.set_title(title)
 
 
-def _curves(ax, runs: Runs) -> None:
-    scarce = runs.where(method="lora", n_train=SCARCE["n_train"], learning_rate=SHARED)
-    for r, style in ((min(scarce.values("r")), ":"), (max(scarce.values("r")), "-")):
-        for name, what, color in (
-            ("validation_loss", "validation", plots.VALIDATION),
-            ("train_loss", "training", plots.TRAIN),
-        ):
-            plots.curve(ax, scarce.where(r=r), name, f"{what}, r={r}", color, style=style)
-    plots.steps_axis(ax, scarce, "loss")
+def _curves(ax, lora: Runs) -> None:
+    for r, style in ((min(lora.values("r")), ":"), (max(lora.values("r")), "-")):
+        plots.curve(ax, lora.where(r=r), "validation_loss", f"validation, r={r}", plots.VALIDATION, style=style)
+        plots.curve(ax, lora.where(r=r), "train_loss", f"training, r={r}", plots.TRAIN, style=style)
+    plots.steps_axis(ax, lora, "loss")
     ax.set_title("200 names: what happens on the way")
 
 
 def draw(runs: Runs, samples):
     """The figure of the study."""
-    made, axes = plots.figure(
-        2, 2, 7.8, "A small rank cannot learn all of ample data; a large rank learns scarce data by heart"
-    )
-    _panel(axes[0, 0], runs, SCARCE, "200 names: overfitting grows with r")
-    _panel(axes[0, 1], runs, AMPLE, "2,775 names: underfitting shrinks with r")
-    _curves(axes[1, 0], runs)
+    title = "A small rank cannot learn all of ample data; a large rank learns scarce data by heart"
+    made, axes = plots.figure(2, 2, 7.8, title)
+    _panel(axes[0, 0], runs.where(n_train=SCARCE), "200 names: overfitting grows with r")
+    _panel(axes[0, 1], runs.where(n_train=AMPLE), "2,775 names: underfitting shrinks with r")
+    _curves(axes[1, 0], runs.where(method="lora", n_train=SCARCE, learning_rate=SHARED))
     plots.names_table(axes[1, 1], samples, "What the models write")
     return made
 
@@ -175,13 +127,11 @@ STUDY = Study(
     contrasts=CONTRASTS,
     draw=draw,
     headline=True,
-    tuned=[
-        *({**_lora(data), "r": r} for data in (SCARCE, AMPLE) for r in RANKS),
-        *({"method": "full", "n_train": data["n_train"]} for data in (SCARCE, AMPLE)),
-    ],
+    tuned=grid({"method": "lora"}, n_train=[SCARCE, AMPLE], r=RANKS)
+    + grid({"method": "full"}, n_train=[SCARCE, AMPLE]),
     samples={
-        "r=8,\n2,775 names": {"n_train": 2775, "r": 8, "learning_rate": SHARED},
-        "r=16,\n200 names": {"n_train": 200, "r": 16, "learning_rate": SHARED},
-        "full,\n2,775 names": {"n_train": 2775, "method": "full", "learning_rate": 3e-3},
+        "r=8,\n2,775 names": {"n_train": AMPLE, "r": 8, "learning_rate": SHARED},
+        "r=16,\n200 names": {"n_train": SCARCE, "r": 16, "learning_rate": SHARED},
+        "full,\n2,775 names": {"n_train": AMPLE, "method": "full", "learning_rate": 3e-3},
     },
 )

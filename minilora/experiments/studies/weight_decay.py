@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minilora.experiments.evidence.measures import Measure, difference
 from minilora.experiments.evidence.runs import BEST, FINAL, NORM, OVERFIT, Runs
 from minilora.experiments.evidence.settings import FULL, grid
 from minilora.experiments.evidence.study import Contrast, Study
@@ -21,24 +22,18 @@ QUICK = [
 ]
 
 
-def _lora(runs: Runs, metric, decay: float) -> np.ndarray:
-    return runs.per_seed(metric, method="lora", learning_rate=RATE, weight_decay=decay)
+def _saved(metric, decay: float, **at) -> Measure:
+    """How much lower the metric is with this decay than with none."""
+    return difference(metric, {"weight_decay": 0.0}, {"weight_decay": decay}, method="lora", **at)
 
 
-def _saved_tuned(runs: Runs, metric) -> np.ndarray:
-    lora = runs.where(method="lora")
-    return lora.tuned(metric, weight_decay=0.0) - lora.tuned(metric, weight_decay=MODERATE)
+def _shrunk(runs: Runs) -> np.ndarray:
+    without, decayed = runs.where(method="lora", learning_rate=RATE).over("weight_decay", NORM, (0.0, MODERATE))
+    return np.log2(without / decayed)
 
 
-def _saved(runs: Runs, metric, decay: float) -> np.ndarray:
-    return _lora(runs, metric, 0.0) - _lora(runs, metric, decay)
-
-
-def _towards(runs: Runs) -> np.ndarray:
-    full = runs.per_seed(FINAL, method="full", weight_decay=STRONG * RATE / FULL_RATE)
-    return full - _lora(runs, FINAL, STRONG)
-
-
+LORA_DECAYED = {"method": "lora", "weight_decay": STRONG, "learning_rate": RATE}
+FULL_DECAYED = {"method": "full", "weight_decay": STRONG * RATE / FULL_RATE}  # the same product of rate and decay
 REGIME = f"200 female first names, r=16, alpha = 2r, all six linear modules, rate {RATE:g}"
 CONTRASTS = [
     Contrast(
@@ -46,13 +41,12 @@ CONTRASTS = [
         prediction=f"with a decay of {MODERATE:g}, final minus best validation loss is smaller than with none",
         plain=f"a decay of {MODERATE:g} {{lowers/raises}} the overfit by {{effect}} nats",
         smallest_effect=0.05,
-        unit="nats per letter",
-        measure=lambda runs: _saved(runs, OVERFIT, MODERATE),
+        measure=_saved(OVERFIT, MODERATE, learning_rate=RATE),
         variants={
-            "a decay of 0.1": lambda runs: _saved(runs, OVERFIT, 0.1),
-            f"a decay of {STRONG:g}": lambda runs: _saved(runs, OVERFIT, STRONG),
-            "rates tuned": lambda runs: _saved_tuned(runs, OVERFIT),
-            "by the best validation loss": lambda runs: _saved(runs, BEST, MODERATE),
+            "a decay of 0.1": _saved(OVERFIT, 0.1, learning_rate=RATE),
+            f"a decay of {STRONG:g}": _saved(OVERFIT, STRONG, learning_rate=RATE),
+            "rates tuned": _saved(OVERFIT, MODERATE),
+            "by the best validation loss": _saved(BEST, MODERATE, learning_rate=RATE),
         },
         regime=REGIME,
     ),
@@ -62,7 +56,7 @@ CONTRASTS = [
         plain=f"a decay of {MODERATE:g} makes the norm of the change {{effect}} halvings {{smaller/larger}}",
         smallest_effect=0.1,
         unit="halvings of the norm of the change",
-        measure=lambda runs: np.log2(_lora(runs, NORM, 0.0) / _lora(runs, NORM, MODERATE)),
+        measure=_shrunk,
         regime=REGIME,
     ),
     Contrast(
@@ -70,8 +64,7 @@ CONTRASTS = [
         prediction="towards the base, not zero: the same strong decay leaves full fine-tuning with a higher loss",
         plain="under strong decay full fine-tuning ends {effect} nats {above/below} LoRA",
         smallest_effect=0.05,
-        unit="nats per letter",
-        measure=_towards,
+        measure=difference(FINAL, FULL_DECAYED, LORA_DECAYED),
         regime=REGIME
         + f", decay {STRONG:g}; full fine-tuning at a rate of {FULL_RATE:g} with the same product of both",
     ),
@@ -83,17 +76,13 @@ def draw(runs: Runs, samples):
     made, axes = plots.figure(1, 2, 4.4, "Decay on A and B pulls back to the base, and so limits overfitting")
     lora = runs.where(method="lora", learning_rate=RATE)
     decays = lora.values("weight_decay")
-    for label, metric, color, style in plots.LOSSES:
-        plots.line(
-            axes[0, 0], range(len(decays)), plots.by(lora, "weight_decay", decays, metric), label, color, style=style
-        )
-    plots.level(axes[0, 0], plots.start_of(lora), "base,\nnot adapted", plots.BASE)
-    plots.line(axes[0, 1], range(len(decays)), plots.by(lora, "weight_decay", decays, NORM), "LoRA", plots.OTHER)
-    titles = {"Losses": "loss (nats per letter)", "How far the weights moved": "norm of the change"}
-    for ax, (title, what) in zip(axes[0], titles.items(),
-                               strict=True):  # fmt: skip
-        ax.set_xticks(range(len(decays)), [f"{decay:g}" for decay in decays])
-        ax.set(title=title, xlabel=f"weight decay (rate {RATE:g})", ylabel=what, xlim=(-0.3, len(decays) * 1.35))
+    places = plots.losses(axes[0, 0], lora, "weight_decay", places={decay: i for i, decay in enumerate(decays)})
+    plots.base_level(axes[0, 0], lora)
+    plots.line(axes[0, 1], places, lora.over("weight_decay", NORM), "LoRA", plots.OTHER)
+    axes[0, 1].set_ylabel("norm of the change")
+    for ax, title in zip(axes[0], ("Losses", "How far the weights moved"), strict=True):
+        ax.set_xticks(places, [f"{decay:g}" for decay in decays])
+        ax.set(title=title, xlabel=f"weight decay (rate {RATE:g})", xlim=(-0.3, len(decays) * 1.35))
     return made
 
 
@@ -104,5 +93,5 @@ STUDY = Study(
     quick_cells=QUICK,
     contrasts=CONTRASTS,
     draw=draw,
-    tuned=[{"method": "lora", "weight_decay": decay} for decay in DECAYS],
+    tuned=grid({"method": "lora"}, weight_decay=DECAYS),
 )

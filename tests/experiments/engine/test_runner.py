@@ -11,8 +11,9 @@ import sys
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from minilora.experiments.engine import provenance, runner
+from minilora.experiments.engine import provenance, runner, workers
 from minilora.experiments.engine import store as store_module
 from minilora.experiments.engine.provenance import COMPUTED_BY
 from minilora.experiments.engine.runner import as_run, execute, stacks
@@ -82,6 +83,30 @@ def test_the_number_of_processes_does_not_change_a_bit(tmp_path):
     backwards = run_all(SOME[::-1], Store(tmp_path / "backwards"), 1)
     assert [to_json(one[s]) for s in SOME] == [to_json(two[s]) for s in SOME] == [to_json(backwards[s]) for s in SOME]
     assert list(one) == list(two) == SOME
+
+
+@pytest.mark.usefixtures("two_blas_threads")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_blas_has_one_thread_where_runs_are_done(tmp_path, monkeypatch, jobs):
+    """In the command and in its workers, asked in the middle of training, where `watch` measures the change."""
+    seen, guarded = tmp_path / "seen", workers.guarded
+
+    def watched(stack):
+        def counted(*arguments):
+            with open(seen, "a") as file:
+                file.write(f"{max(one['num_threads'] for one in threadpool_info() if one['user_api'] == 'blas')}\n")
+            return change_norm(*arguments)
+
+        change_norm, runner.change_norm = runner.change_norm, counted
+        try:
+            with threadpool_limits(limits=2, user_api="blas"):
+                return guarded(stack)
+        finally:
+            runner.change_norm = change_norm
+
+    monkeypatch.setattr(workers, "guarded" if jobs == 1 else "in_worker", watched)
+    run_all(SOME, Store(tmp_path / "runs"), jobs)
+    assert seen.read_text().split() == ["1"] * 3 * len(SOME)  # at steps 0, 2 and 4 of each
 
 
 STACKABLE = [

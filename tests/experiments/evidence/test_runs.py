@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.experiments.evidence.runs import (
+    BEST,
     COLUMNS,
     MissingRunsError,
     Run,
@@ -288,6 +289,31 @@ def test_tuning_does_not_look_at_the_own_seed(entropy, n_seeds, n_rates, diverge
         if diverges:
             changed[expected, seed] = math.inf
         assert tuned_rates(_table(changed, rates))[seed] == before[seed]
+
+
+def test_tuned_at_each_value_of_a_setting():
+    runs = Runs(
+        [*_table([[0.0, 2.0], [3.0, 1.0], [9.0, 9.0]], r=1), *_table([[5.0, 5.0], [4.0, 4.0], [6.0, 6.0]], r=2)]
+    )
+    assert runs.over("r", BEST).tolist() == [runs.tuned(BEST, r=r).tolist() for r in (1, 2)]
+    assert runs.over("r", BEST, (2,)).tolist() == [[4.0, 4.0]]
+    assert runs.over("r", _seed, (2, 1), by=_seed).tolist() == [[0, 1], [0, 1]]
+    for values in ((), (1, 7)):
+        with pytest.raises(MissingRunsError):
+            runs.over("r", BEST, values)
+
+
+def test_tuning_among_one_rate_is_no_tuning():
+    runs = _table([[1.0, 2.0, 3.0]] * 3)
+    for rate in (0.1, 0.2):
+        at_rate = runs.where(learning_rate=rate)
+        assert at_rate.tuned(_seed).tolist() == runs.per_seed(_seed, learning_rate=rate).tolist()
+
+
+def test_a_seed_that_a_whole_cell_lacks_is_missed():
+    runs = Runs([*_table([[1.0, 2.0]] * 3, r=1), *_table([[1.0]] * 3, r=2)])
+    with pytest.raises(MissingRunsError):
+        runs.tuned(BEST, r=2)
 
 
 def test_a_rate_at_which_another_seed_diverged_is_not_chosen():

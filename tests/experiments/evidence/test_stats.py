@@ -17,11 +17,11 @@ from minilora.experiments.evidence.stats import (
     holm,
     optimum,
     p_values,
+    profile_difference,
     slope,
     verdict,
 )
 from minilora.experiments.studies.layers import spread_of
-from minilora.experiments.studies.modules import profile_difference
 
 INF, NAN = math.inf, math.nan
 
@@ -274,3 +274,12 @@ def test_optimum_of_a_parabola_is_its_bottom(bottom, curvature, height, spacing,
 def test_optimum_at_edges_and_beside_diverged_runs(column, expected):
     column = np.array(column, float)
     assert optimum(np.arange(4.0), np.stack([column, [9, 1, 9, 25]], axis=1)).tolist() == [expected, 1.0]
+
+
+def test_profiles_that_differ_are_found_and_equal_ones_are_not():
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(0, 0.01, (6, 8)) for _ in range(2)]
+    tilt = np.linspace(-0.1, 0.1, 6)[:, None]
+    found = profile_difference(noise[0] + tilt, noise[1])
+    np.testing.assert_allclose(found, np.linalg.norm(tilt), atol=0.05)
+    assert abs(profile_difference(*noise).mean()) < 0.02

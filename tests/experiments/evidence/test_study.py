@@ -16,7 +16,7 @@ from minilora.experiments.evidence.claims import ARTICLE, ORDER
 from minilora.experiments.evidence.rehearsal import rehearse
 from minilora.experiments.evidence.settings import Settings, grid
 from minilora.experiments.evidence.stats import N_SEEDS
-from minilora.experiments.evidence.study import Contrast, StudyError
+from minilora.experiments.evidence.study import Contrast, StudyError, allowance
 from minilora.experiments.studies import load_studies
 from minilora.lora import select_modules
 
@@ -31,6 +31,12 @@ def test_a_grid_has_every_combination_and_derives_the_rest():
     assert {(c["r"], c["learning_rate"]) for c in cells} == {(r, rate) for r in (1, 2) for rate in (0.1, 0.2, 0.3)}
     assert len(cells) == 6
     assert all(c["lora_alpha"] == 10 * c["r"] and c["steps"] == 5 for c in cells)
+
+
+def test_a_function_may_give_several_values():
+    own = {1: (0.1, 0.2), 2: (0.3,)}
+    cells = grid({}, r=[1, 2], lora_alpha=lambda cell: cell["r"] * 10, learning_rate=lambda cell: own[cell["r"]])
+    assert [(c["r"], c["lora_alpha"], c["learning_rate"]) for c in cells] == [(1, 10, 0.1), (1, 10, 0.2), (2, 20, 0.3)]
 
 
 def test_an_axis_overrides_the_base_and_leaves_it_alone():
@@ -216,6 +222,14 @@ def test_a_contrast_without_a_text_is_refused(name, value):
 def test_a_contrast_without_a_field_is_refused():
     with pytest.raises(TypeError, match="prediction"):
         Contrast(claim="R1", plain="", smallest_effect=0, unit="x", measure=lambda runs: None, regime="x")
+
+
+def test_what_is_left_of_an_allowance_is_a_contrast():
+    shared = {"claim": "A3", "prediction": "x", "plain": "{given_up} nats of {effect}", "regime": "tiny"}
+    made = allowance(0.25, measure=lambda runs: np.array([0.0, 0.5]), variants={"v": lambda runs: np.ones(2)}, **shared)
+    assert made.measure(None).tolist() == [0.25, -0.25]
+    assert made.variants["v"](None).tolist() == [-0.75, -0.75]
+    assert (made.smallest_effect, made.scale, made.unit) == (0, 0.25, "nats per letter left of the 0.25 allowed")
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan")])

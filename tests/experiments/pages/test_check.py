@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from minilora.experiments.engine.provenance import versions
 from minilora.experiments.evidence.runs import MEASURED, Runs, from_csv, to_csv
 from minilora.experiments.pages.check import EFFECT_TOLERANCE, MEAN_TOLERANCE, compare
 from minilora.experiments.pages.folder import write_study
@@ -33,8 +34,8 @@ def two(made, tmp_path):
     return folders
 
 
-def _compare(two):
-    return compare("tiny", two.committed, two.rerun)
+def _compare(two, study=tiny.TINY):
+    return compare(study, two.committed, two.rerun)
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -211,6 +212,17 @@ def test_losses_of_another_machine_may_differ_a_little(two, part):
     found = _compare(two)
     assert found.same
     assert "another machine" in found.text
+
+
+@pytest.mark.parametrize("stored", ["0.1", None])
+def test_the_version_of_a_package_counts_where_it_decides_the_numbers(two, stored):
+    """Searches of another Optuna ask for other points, which no run notices."""
+    searching = dataclasses.replace(tiny.TINY, packages=["optuna"])
+    _another_machine(two, ("versions", "optuna"), versions(["optuna"])["optuna"])
+    assert "bit for bit" in _compare(two, searching).text
+    _another_machine(two, ("versions", "optuna"), stored)
+    assert "bit for bit" in _compare(two).text
+    assert "other versions" in _compare(two, searching).text
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -299,6 +299,13 @@ def test_provenance_says_what_the_numbers_come_from(tmp_path):
     assert got["command"] == "python -m minilora.experiments tiny"
 
 
+def test_provenance_names_optuna_where_it_decides_the_numbers(tmp_path):
+    for packages in ([], ["optuna"]):
+        write(dataclasses.replace(tiny.TINY, packages=packages), tmp_path, n_seeds=1)
+        got = json.loads((tmp_path / "provenance.json").read_text())["tiny"]
+        assert ("optuna" in got["versions"]) == bool(packages)
+
+
 @pytest.mark.parametrize(("best", "inside"), [(1e-3, False), (3e-3, True), (1e-2, False)])
 def test_provenance_says_whether_the_tuned_rate_lies_inside_the_grid(tmp_path, best, inside):
     rates = [1e-3, 3e-3, 1e-2]

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from minilora.experiments.evidence.runs import MissingRunsError
+from minilora.experiments.evidence.runs import BEST, FINAL, MissingRunsError
 from minilora.experiments.pages import plots
 from minilora.experiments.studies import load_studies, search
 
@@ -64,9 +64,6 @@ def test_colours_have_one_meaning_each():
 def _few_searches(monkeypatch):
     """Looked-up searches take most of the time of these tests; two of them draw the same things."""
     monkeypatch.setattr(search, "N_REPEATS", 2)
-    search._searched.cache_clear()
-    yield
-    search._searched.cache_clear()
 
 
 # --- the parts ---
@@ -152,13 +149,34 @@ def test_labels_at_the_ends_of_lines_do_not_overlap(scale):
         assert boxes[below].y1 <= boxes[above].y0 + 1
 
 
-def test_a_metric_by_a_setting():
-    runs = tiny.fabricated(tiny.TINY, n_seeds=3)
-    one, two = plots.by(runs, "r", [1, 2], lambda run: run.settings.r * 10 + run.settings.seed)
-    assert one.tolist() == [10, 11, 12]
-    assert two.tolist() == [20, 21, 22]
-    with pytest.raises(MissingRunsError):
-        plots.by(runs, "r", [1, 5], lambda run: run.best)
+@pytest.mark.parametrize("places", [None, {2: 0, 1: 5}])
+def test_losses_are_drawn_over_a_setting(places):
+    _, ax = _axes()
+    runs = tiny.fabricated(tiny.TINY)
+    assert plots.losses(ax, runs, "r", places=places) == ([1, 2] if places is None else [0, 5])
+    by_rank = dict(zip((1, 2), runs.over("r", FINAL).mean(1), strict=True))
+    final, best, training = ax.lines
+    assert final.get_ydata().tolist() == pytest.approx([by_rank[r] for r in places or (1, 2)])
+    assert (final.get_color(), best.get_color(), training.get_color()) == (plots.VALIDATION,) * 2 + (plots.TRAIN,)
+
+
+def test_references_are_the_base_and_full_fine_tuning_at_its_best():
+    _, ax = _axes()
+    lora = tiny.fabricated(tiny.TINY, n_seeds=2)
+    full = [tiny.fabricate(tiny.settings(method="full", seed=seed, learning_rate=rate))
+            for rate in (1e-3, 1e-2) for seed in (0, 1)]  # fmt: skip
+    plots.references(ax, plots.Runs([*lora, *full]), "full", far=False)
+    base, tuned = ax.lines
+    assert base.get_ydata()[0] == np.mean([run.validation_loss[0] for run in lora if run.settings.r == 1])
+    assert tuned.get_ydata()[0] == plots.Runs(full).tuned(BEST).mean()
+    _, ax = _axes()
+    plots.references(ax, lora, far=False)
+    assert len(ax.lines) == 1
+
+
+def test_a_paler_colour_lies_between_it_and_white():
+    assert plots.paler("#000000", 1.0) == (0, 0, 0)
+    assert plots.paler("#000000", 0.25) == (0.75, 0.75, 0.75)
 
 
 # --- the shipped studies, drawn from runs that were never done ---
