@@ -1,6 +1,6 @@
 """The same runs on a Dask cluster: `--dask ADDRESS`, an extra.
 
-Dask moves the work of a worker that dies to another, and gives up on what killed three. Stacks are what is sent, and
+Dask moves the work of a worker that dies to another, and gives up on what killed four. Stacks are what is sent, and
 results, which are small; every worker has minilora installed, in the very version that asks.
 """
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from minilora.command_line import install
+
 
 def grid_search(losses: np.ndarray, seed: int, points: Sequence[int]) -> np.ndarray:
     """These points, tried in random order."""
@@ -28,7 +30,7 @@ def bayesian_search(losses: np.ndarray, seed: int, n: int, sizes: Mapping[str, i
     try:
         import optuna
     except ImportError:
-        raise ImportError("the study 'search' needs Optuna: pip install 'minilora[search]'") from None
+        raise ImportError(f"the study 'search' needs Optuna: {install('search')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Optuna 5 samples settings jointly unless told; told, 4.9.0 and 5.0.0 asked for the same points in every search.
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, multivariate=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora.checks import check_fields, check_integer, check_number, check_one_of, normalize
+from minilora.checks import check_integer, check_number, check_one_of, normalize
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,6 @@ def grid(base: Mapping[str, Any], **axes: Sequence[Any] | Callable[[dict], Any])
     >>> grid({}, r=[1, 8], learning_rate=lambda s: (0.1, 0.2) if s["r"] == 1 else (0.1,))
     [{'r': 1, 'learning_rate': 0.1}, {'r': 1, 'learning_rate': 0.2}, {'r': 8, 'learning_rate': 0.1}]
     """
-    check_fields(Settings, {**base, **axes}, "grid")
     cells = [dict(base)]
     for name, axis in sorted(axes.items(), key=lambda item: callable(item[1])):  # those that look at others last
         cells = [cell | {name: value} for cell in cells for value in _values(name, axis, cell)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,17 @@ def test_a_run_that_raises_is_reported_and_the_others_are_stored(dask, tmp_path)
     assert store.get(tiny.settings()) is not None
 
 
+def test_dask_gives_up_on_what_killed_four_workers():
+    """As `cluster` says of it; a cluster whose own configuration says otherwise goes by that."""
+    import dask
+    from distributed.scheduler import KilledWorker
+
+    allowed = dask.config.get("distributed.scheduler.allowed-failures")
+    died = KilledWorker("stack", SimpleNamespace(address="tcp://there"), allowed)  # type: ignore[arg-type]
+    assert "on 4 different workers, but all those workers died" in str(died)
+    assert "gives up on what killed four" in cluster.__doc__
+
+
 def test_workers_with_other_code_are_refused():
     own = provenance.code_version()
     cluster.check_workers({"tcp://here": own})
@@ -123,14 +135,34 @@ def test_the_command_takes_the_address(dask, tmp_path, monkeypatch, capsys):
     assert "4 to do, on 2 workers" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "", "127.0.0.1", "tcp://:x"])
 def test_no_scheduler_is_a_line(address, tmp_path, monkeypatch, capsys):
+    """At once where the address has no port: over that, Dask waits for long and ends with a traceback."""
     monkeypatch.setattr(command, "load_studies", lambda: tiny.STUDIES)
     monkeypatch.setattr(cluster, "SECONDS", 1)
-    assert command.main(["tiny", "--seeds", "2", "--out", str(tmp_path / "out"), "--dask", address]) in (1, 2)
+    assert command.main(["tiny", "--seeds", "2", "--out", str(tmp_path / "out"), "--dask", address]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --dask: no scheduler answers at")
     assert len(error.splitlines()) == 1
+
+
+def test_an_error_that_says_nothing_is_told_by_its_kind(monkeypatch):
+    """As a timeout or a cancelled future; hours of other runs are not lost for the lack of a first line."""
+
+    class Future:
+        status = "error"
+
+        def exception(self):
+            return TimeoutError()
+
+        def release(self):
+            pass
+
+    future, stack = Future(), [tiny.settings()]
+    made = object.__new__(cluster.Cluster)
+    made.client = SimpleNamespace(submit=lambda *a, **k: future, cancel=lambda futures: None, loop=None)
+    monkeypatch.setattr(distributed, "as_completed", lambda futures, loop: iter(futures))
+    assert list(made.outcomes([stack])) == [(stack[0], {"error": "TimeoutError: TimeoutError"})]
 
 
 def test_without_dask_a_line_says_what_to_install(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from minilora.command_line import install
 from minilora.data.base import load_base
 from minilora.experiments.evidence import searches
 from minilora.experiments.studies import batch_size, early_stopping, learning_rate, modules, search
@@ -128,5 +129,5 @@ def test_without_optuna_a_line_says_what_to_install(monkeypatch, capsys, tmp_pat
     searches._regrets.cache_clear()
     assert command.main(["search", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error == "error: the study 'search' needs Optuna: pip install 'minilora[search]'\n"
+    assert error == f"error: the study 'search' needs Optuna: {install('search')}\n"
     assert not (tmp_path / "out" / "runs").exists()
