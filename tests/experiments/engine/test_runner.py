@@ -1,6 +1,8 @@
 """Runs: each done once, the same wherever it is done, stored, and none taking the others with it."""
 
+import ast
 import dataclasses
+import importlib.util
 import inspect
 import itertools
 import json
@@ -428,3 +430,26 @@ def test_a_table_has_diverged_runs_beside_the_others(store):
     runs = folder.table(run_all(todo, store, 1))
     assert [run.settings for run in runs] == todo
     assert [run.diverged for run in runs] == [False, True]
+
+
+def imported(name: str) -> set[str]:
+    """minilora's modules that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(importlib.import_module(name)))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minilora"):
+            for one in node.names:
+                inner = f"{node.module}.{one.name}"
+                found.add(inner if importlib.util.find_spec(node.module).submodule_search_locations
+                          and importlib.util.find_spec(inner) else node.module)  # fmt: skip
+    return found
+
+
+def test_the_code_version_knows_every_module_that_computes():
+    """All that the runner imports, and what that imports, but for what only checks, reads, names or records."""
+    reached, new = set(), {runner.__name__}
+    while new:
+        reached |= new
+        new = set().union(*map(imported, new)) - reached
+    without_numbers = {"checks", "files", "tensors", "checkpoint", "peft_format", "data.base"}
+    computing = {name for name in reached if not name.startswith("minilora.experiments")} | {runner.__name__}
+    assert computing - {f"minilora.{name}" for name in without_numbers} == {one.__name__ for one in COMPUTED_BY}
