@@ -19,7 +19,7 @@ TREES = {source: ast.parse(source.read_text(encoding="utf-8")) for source in SOU
 
 
 def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
 # --- this suite ---

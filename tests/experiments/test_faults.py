@@ -79,14 +79,20 @@ def test_what_kills_its_worker_each_time_is_reported_and_the_others_go_on(tmp_pa
 
 @linux
 def test_a_killed_worker_of_the_command_costs_nothing(tmp_path, undisturbed):
-    out = tmp_path / "out"
-    process = commands.start(*ARGUMENTS, "--out", out)
-    try:
-        assert commands.wait_until(lambda: len(commands.stored(out)) >= 2, 60)
-        os.kill(random.Random(0).choice(commands.workers_of(process)), signal.SIGKILL)
-        _, error = process.communicate(timeout=120)
-    finally:
-        commands.kill_all(process)
+    for i in range(5):  # where much else runs, a command may be done before it is looked at again
+        out = tmp_path / f"out{i}"
+        process = commands.start(*ARGUMENTS, "--out", out)
+        try:
+            assert commands.wait_until(lambda out=out: len(commands.stored(out)) >= 2, 300)
+            workers_now = commands.workers_of(process)
+            if workers_now:
+                os.kill(random.Random(0).choice(workers_now), signal.SIGKILL)
+            _, error = process.communicate(timeout=300)
+        finally:
+            commands.kill_all(process)
+        if workers_now:
+            break
+    assert workers_now, "a worker was killed"
     assert process.returncode == 0
     assert error == "", "nothing of semaphores that the dead worker left"
     assert commands.products(out) == commands.products(undisturbed)
@@ -97,7 +103,7 @@ def test_a_killed_command_starts_where_it_was(tmp_path, undisturbed, n_stored):
     out = tmp_path / "out"
     process = commands.start(*ARGUMENTS, "--out", out)
     try:
-        assert commands.wait_until(lambda: len(commands.stored(out)) >= n_stored, 60)
+        assert commands.wait_until(lambda: len(commands.stored(out)) >= n_stored, 300)
     finally:
         commands.kill_all(process)
     before = commands.stored(out)
@@ -113,16 +119,16 @@ def test_term_and_ctrl_c_end_it_in_two_seconds_without_orphans(tmp_path, how, jo
     out = tmp_path / "out"
     process = commands.start("slow", "--seeds", "24", "--jobs", jobs, "--out", out)  # more than is done by then
     try:
-        assert commands.wait_until(lambda: len(commands.stored(out)) >= 2, 60)
+        assert commands.wait_until(lambda: len(commands.stored(out)) >= 2, 300)
         process.send_signal(how)  # to the command alone: it has to end its workers
         begin = time.monotonic()
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=60)
         took = time.monotonic() - begin
         assert process.returncode == 130
         assert "the same command goes on from there" in error
         assert "Traceback" not in error
-        assert commands.wait_until(lambda: not commands.alive(process.pid), 2), "workers outlive the command"
-        assert took < 10  # two seconds where nothing else runs
+        assert commands.wait_until(lambda: not commands.alive(process.pid), 10), "workers outlive the command"
+        assert took < 20  # two seconds where nothing else runs
     finally:
         commands.kill_all(process)
 
@@ -131,7 +137,7 @@ def test_two_commands_in_one_folder_both_end_right(tmp_path, undisturbed):
     out = tmp_path / "out"
     both = [commands.start(*ARGUMENTS, "--out", out), commands.start("tiny", "other", "--seeds", "3", "--out", out)]
     for process in both:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert (process.returncode, error) == (0, "")
     rows = json.loads((out / "claims.json").read_text())
     assert {one["study"] for row in rows for one in row["contrasts"]} == {"tiny", "other"}, "slow has no contrast"
@@ -143,7 +149,7 @@ def test_the_same_command_twice_at_once(tmp_path, undisturbed):
     out = tmp_path / "out"
     both = [commands.start(*ARGUMENTS, "--out", out) for _ in range(2)]
     for process in both:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert (process.returncode, error) == (0, "")
     assert commands.products(out) == commands.products(undisturbed)
 

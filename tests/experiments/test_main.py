@@ -397,9 +397,9 @@ def test_ctrl_c_in_a_terminal(run, out, capsys, executed, jobs):
     process = subprocess.Popen([sys.executable, "-c", SLOW_COMMAND, *arguments], cwd=TESTS, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     try:
-        assert _wait_until(lambda: len(list(out.glob("runs/[!.]*"))) >= 3, seconds=60)
+        assert _wait_until(lambda: len(list(out.glob("runs/[!.]*"))) >= 3, seconds=300)
         os.killpg(process.pid, signal.SIGINT)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "the same command goes on from there" in error
         assert "Traceback" not in error

@@ -1,1 +1,1 @@
-"""Deciding: settings, runs and their statistics, the claims of the article, and the verdicts on them."""
+"""Deciding: settings, runs and what contrasts measure of them, the claims of the article, and the verdicts on them."""

@@ -28,7 +28,7 @@ WORKER = [
     "--no-nanny",
     "--no-dashboard",
     "--death-timeout",
-    "60",
+    "300",
 ]
 
 
@@ -45,7 +45,7 @@ def dask(tmp_path):
                        "--scheduler-file", file, cwd=tmp_path)  # fmt: skip
     processes = [scheduler]
     try:
-        assert commands.wait_until(file.exists, 60)
+        assert commands.wait_until(file.exists, 300)
         address = ""
         while not address:
             with contextlib.suppress(ValueError):
@@ -53,7 +53,7 @@ def dask(tmp_path):
         workers = [_start(*WORKER, address, "--local-directory", tmp_path / f"w{i}", cwd=tmp_path) for i in range(2)]
         processes += workers
         with distributed.Client(address, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=300)
         yield address, workers
     finally:
         for process in processes:
