@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 import minilora as ml
+from minilora.checks import a_few, check_one_of
 from minilora.conformance.interface import Optimizer, Problem
 from minilora.conformance.peers.ours import Minilora
 from minilora.files import from_json, to_json
@@ -82,6 +83,7 @@ def base_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def make(name: str) -> Vector:
     """Compute a vector. Its numbers follow from its place in CONFIGS."""
+    check_one_of("name", name, CONFIGS)
     rng = np.random.default_rng([FORMAT, list(CONFIGS).index(name)])
     base, ours = base_arrays(rng), Minilora()
     blank = ours.build(Problem(SIZES, base, CONFIGS[name]))
@@ -110,7 +112,8 @@ def make(name: str) -> Vector:
 
 
 def to_files(vector: Vector) -> tuple[str, bytes]:
-    """(JSON, safetensors) of a vector."""
+    """(JSON, safetensors) of a vector; ValueError for one that `read` would refuse."""
+    check(vector)
     arrays = {
         **{f"base.{name}": one for name, one in vector.problem.base.items()},
         **{f"factor.{name}": one for name, one in (vector.problem.factors or {}).items()},
@@ -133,6 +136,32 @@ def to_files(vector: Vector) -> tuple[str, bytes]:
     return to_json(described), packed
 
 
+def check(vector: Vector) -> None:
+    """ValueError unless its parts fit together: else a check would blame an implementation for a vector's fault."""
+    base, factors, expected = vector.problem.base, vector.problem.factors or {}, vector.expected
+    ml.ModelConfig(**vector.problem.model)
+    config = ml.LoraConfig(**vector.problem.config)
+    adapted = list(dict.fromkeys(name.rpartition(".")[0] for name in factors if ".lora_" in name))
+    if sorted(adapted) != sorted(vector.modules):
+        raise ValueError(f"modules: got {a_few(list(vector.modules), 3)}, and factors of {a_few(adapted, 3)}")
+    if vector.scaling != {path: config.scaling_of(path) for path in vector.modules}:
+        raise ValueError("scaling: not what the config gives")
+    trainable = sum(one.size for one in factors.values())
+    if vector.counts.get("trainable") != trainable:
+        raise ValueError(f"counts: got {vector.counts}, takes trainable = {trainable}")
+    for name, one in {**base, **factors, **expected}.items():
+        if one.dtype != np.float64 or not np.isfinite(one).all():
+            raise ValueError(f"{name}: got {one.dtype}, or numbers that are not finite, takes finite float64")
+    shapes = {name: one.shape for name, one in factors.items()}
+    for kind in ("gradient", "trained"):
+        if {name: one.shape for name, one in vector.expecting(kind).items()} != shapes:
+            raise ValueError(f"expected.{kind}: not of the names and shapes of the factors")
+    if not vector.expecting("merged").keys() <= base.keys():
+        raise ValueError("expected.merged: has names that the base has not")
+    if not {"logits", "loss", "base_logits"} <= expected.keys() or vector.tokens.shape != vector.targets.shape:
+        raise ValueError("expected: lacks logits, loss or base_logits, or tokens and targets differ in shape")
+
+
 def read(folder: Path, name: str) -> Vector:
     """A vector from its two files; ValueError that names the file if they are damaged or not of this format."""
     path = folder / f"{name}.json"
@@ -150,8 +179,10 @@ def read(folder: Path, name: str) -> Vector:
             parts.get(kind, {})[rest] = one
         problem = Problem(stated["model"], parts["base"], stated["config"], parts["factor"])
         optimizer = Optimizer(**stated["optimizer"] | {"betas": tuple(stated["optimizer"]["betas"])})
-        return Vector(stated["name"], problem, arrays["tokens"], arrays["targets"], optimizer, tuple(stated["modules"]),
-                      stated["scaling"], stated["counts"], parts["expected"])  # fmt: skip
+        vector = Vector(stated["name"], problem, arrays["tokens"], arrays["targets"], optimizer,
+                        tuple(stated["modules"]), stated["scaling"], stated["counts"], parts["expected"])  # fmt: skip
+        check(vector)
+        return vector
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         said = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: {said}") from None

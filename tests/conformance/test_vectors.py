@@ -165,6 +165,11 @@ DAMAGE = {
     "another format": lambda folder: _spoil_json(folder, lambda one: one.update(format=9)),
     "no config": lambda folder: _spoil_json(folder, lambda one: one.pop("config")),
     "no hash": lambda folder: _spoil_json(folder, lambda one: one.pop("sha256")),
+    "another scale": lambda folder: _spoil_json(folder, lambda one: one["scaling"].update({one["modules"][0]: 5})),
+    "another alpha": lambda folder: _spoil_json(folder, lambda one: one["config"].update(lora_alpha=6)),
+    "a module less": lambda folder: _spoil_json(folder, lambda one: one["modules"].pop()),
+    "another count": lambda folder: _spoil_json(folder, lambda one: one["counts"].update(trainable=1)),
+    "another model": lambda folder: _spoil_json(folder, lambda one: one["model"].update(n_heads=4)),
     "another optimizer": lambda folder: _spoil_json(folder, lambda one: one["optimizer"].update(momentum=1)),
 }
 
@@ -175,6 +180,32 @@ def test_a_damaged_vector_is_one_clear_error(folder, damage):
     with pytest.raises(ValueError, match=r"alpha\.json: ") as found:
         vectors.read(folder, "alpha")
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda one: one.expected.pop("logits"), "expected: lacks logits"),
+        (lambda one: one.expected.update(loss=np.array([np.nan])), "loss: got float64, or numbers that are not finite"),
+        (lambda one: one.expected.update(loss=np.float32([1])), "loss: got float32"),
+        (
+            lambda one: one.expected.pop(next(key for key in one.expected if "gradient" in key)),
+            "expected.gradient: not",
+        ),
+        (lambda one: one.expected.update({"merged.head": np.ones(2)}), "expected.merged: has names"),
+    ],
+    ids=range(5),
+)
+def test_a_vector_that_would_not_be_read_is_not_written(change, says):
+    vector = vectors.make("alpha")
+    change(vector)
+    with pytest.raises(ValueError, match=says):
+        vectors.to_files(vector)
+
+
+def test_a_vector_of_another_name_is_refused():
+    with pytest.raises(ValueError, match="name: got 'beta', takes one of 'scale_of_1', 'alpha'"):
+        vectors.make("beta")
 
 
 def test_a_sound_vector_is_read(folder):
