@@ -6,6 +6,7 @@ from minilora.data.base import load_base
 from minilora.data.names import decode, encode, load_names, names_task
 from minilora.data.planted import PlantedTask, planted_task
 from minilora.dataset import Dataset
+from minilora.evaluation import evaluate
 from minilora.generate import sample_names
 from minilora.lora import (
     LoraConfig,
@@ -20,7 +21,7 @@ from minilora.model import Model, ModelConfig, forward, init_params
 from minilora.opt import load_opt, load_opt_adapter
 from minilora.optim import AdamW, AdamWState
 from minilora.stack import FineTuning, fit_stack
-from minilora.train import DivergedError, History, TrainConfig, evaluate, fit
+from minilora.train import DivergedError, History, TrainConfig, fit
 
 __all__ = [
     "AdamW",

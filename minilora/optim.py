@@ -74,14 +74,32 @@ class AdamW:
         lr = np.asarray(self.learning_rate if learning_rate is None else learning_rate)
         if not (lr >= 0).all():
             raise ValueError(f"learning_rate: got {lr.min()}, takes numbers of at least 0")
+        copies = AdamWState(state.step, state.first.copy(), state.second.copy())
+        parameters = parameters.copy()
+        return parameters, self.update_in_place(parameters, gradient, copies, lr)
+
+    def update_in_place(self, parameters: np.ndarray, gradient, state: AdamWState, learning_rate) -> AdamWState:
+        """As `update`, unchecked, and written into the parameters and the state, which nobody else may hold."""
+        lr = np.asarray(learning_rate)
         b1, b2 = self.betas
-        step = state.step + 1
-        first = b1 * state.first + (1 - b1) * gradient
-        second = b2 * state.second + (1 - b2) * gradient * gradient
-        deviation = np.sqrt(second) / math.sqrt(1 - b2**step) + self.eps
-        direction = np.divide(first, deviation, out=np.zeros_like(first), where=deviation > 0)  # 0/0 is 0 at eps = 0
+        step, first, second = state.step + 1, state.first, state.second
+        first *= b1  # m <- b1 m + (1 - b1) g
+        first += (1 - b1) * gradient
+        second *= b2  # v <- b2 v + (1 - b2) g^2
+        scratch = (1 - b2) * gradient
+        scratch *= gradient
+        second += scratch
+        deviation = np.sqrt(second, out=scratch)  # sqrt(v / (1 - b2^t)) + eps
+        deviation /= math.sqrt(1 - b2**step)
+        deviation += self.eps
+        if self.eps == 0:
+            deviation[deviation == 0] = 1  # where no gradient ever came: 0 / 0 counts as 0
         kept, size = (x.astype(parameters.dtype) for x in (1 - lr * self.weight_decay, lr / (1 - b1**step)))
-        return kept * parameters - size * direction, AdamWState(step, first, second)
+        parameters *= kept  # p <- (1 - lr wd) p - lr (m / (1 - b1^t)) / deviation
+        direction = np.divide(first, deviation, out=scratch)
+        direction *= size
+        parameters -= direction
+        return AdamWState(step, first, second)
 
 
 def scheduled(schedule: str, peak: float, step: int, n_steps: int, warmup_steps: int = 0) -> float:

@@ -19,6 +19,7 @@ from minilora.adapter import Adapter, check_adapter, check_lora
 from minilora.checks import check_kind
 from minilora.conditions import working_conditions
 from minilora.dataset import Dataset, batches
+from minilora.evaluation import Evaluator
 from minilora.lora import LoraConfig, init_adapter
 from minilora.model import Model, check_model
 from minilora.optim import scheduled
@@ -154,35 +155,46 @@ def fit_stack(
     n_steps = _check_alike(runs)
     streams = [Streams.of(run.seed) for run in runs]
     adapters = [init_adapter(base.params, run.lora, s.init) for run, s in zip(runs, streams, strict=True)]
-    lanes = [_Lane(base, run, i, watch) for i, run in enumerate(runs)]
+    evaluators = _evaluators(base, runs)
+    lanes = [_Lane(run, evaluator, i, watch) for i, (run, evaluator) in enumerate(zip(runs, evaluators, strict=True))]
     trainable = Trainable(base, stack_adapters(adapters), stack=(len(runs),))
     bar = tqdm(total=n_steps, disable=None if progress else True, delay=2, unit="step")
     with working_conditions(), bar:
         configs = [run.config for run in runs]
-        adamw = configs[0].optimizer()
-        vector, state = trainable.vector, adamw.init(trainable.vector)
+        adamw, vector = configs[0].optimizer(), trainable.vector
+        state = adamw.init(vector)
         for step, (batch, shapes) in enumerate(_stacked_batches(runs, n_steps, streams)):
-            if step % configs[0].evaluate_every == 0 and not _evaluated(lanes, step, trainable.at(vector)):
+            if step % configs[0].evaluate_every == 0 and not _evaluated(lanes, step, trainable.at(vector.copy())):
                 break
             draws = [Draw(s.dropout, shape) for s, shape in zip(streams, shapes, strict=True)]
             losses, gradient = trainable.loss_and_gradient(vector, batch, draws)
             for lane, loss in zip(lanes, losses, strict=True):
                 lane.check(step, loss)
             rates = [scheduled(c.schedule, c.learning_rate, step, n_steps, c.warmup_steps) for c in configs]
-            vector, state = adamw.update(vector, gradient, state, np.array(rates)[:, None])
+            state = adamw.update_in_place(vector, gradient, state, np.array(rates)[:, None])
             bar.update()
         else:
-            _evaluated(lanes, n_steps, trainable.at(vector))
+            _evaluated(lanes, n_steps, trainable.at(vector.copy()))
     return [lane.result(n_steps) for lane in lanes]
+
+
+def _evaluators(base: Model, runs: Sequence[FineTuning]) -> list[Evaluator]:
+    """One for each run, the same for runs that are evaluated on the same sequences."""
+    made: dict[tuple, Evaluator] = {}
+    for run in runs:
+        key = id(run.train), id(run.validation), run.config.evaluation_size
+        if key not in made:
+            made[key] = Evaluator(base, run.train, run.validation, run.config.evaluation_size)
+    return [made[id(run.train), id(run.validation), run.config.evaluation_size] for run in runs]
 
 
 class _Lane:
     """One run of a stack: what it measured, and whether it still goes on."""
 
-    def __init__(self, base: Model, run: FineTuning, i: int, watch):
+    def __init__(self, run: FineTuning, evaluator: Evaluator, i: int, watch):
         own_watch = None if watch is None else lambda step, trained: watch(i, step, trained)
         settings = f"{run.lora}, {run.config}, seed={run.seed}"
-        self.recorder = Recorder(base, run.train, run.validation, run.config, own_watch, settings)
+        self.recorder = Recorder(evaluator, run.config.patience, own_watch, settings)
         self.going = True
         self.error: DivergedError | None = None
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from minilora import ops
 from minilora.adapter import Adapter, check_lora
 from minilora.autodiff import value_and_gradients
 from minilora.checks import check_integer, check_kind, check_number, check_one_of, described, normalize
-from minilora.conditions import one_blas_thread, working_conditions
-from minilora.dataset import Dataset, batches, check_dataset, check_each_counts, counted, evaluation_batches
-from minilora.lora import LoraConfig, check_base, init_adapter
-from minilora.model import Model, check_model, forward
+from minilora.conditions import working_conditions
+from minilora.dataset import Dataset, batches, check_dataset, check_each_counts
+from minilora.evaluation import Evaluator, loss_of
+from minilora.lora import LoraConfig, init_adapter
+from minilora.model import Model, check_model
 from minilora.optim import SCHEDULES, AdamW, scheduled
 from minilora.trees import leaves, nested
 
@@ -161,22 +161,23 @@ def fit(
     streams = Streams.of(seed)
     trainable = Trainable(base, base if lora is None else init_adapter(base.params, lora, streams.init))
     n_steps = config.total_steps(len(train.inputs))
-    recorder = Recorder(base, train, validation, config, watch, f"{lora}, {config}, seed={seed}")
+    evaluator = Evaluator(base, train, validation, config.evaluation_size)
+    recorder = Recorder(evaluator, config.patience, watch, f"{lora}, {config}, seed={seed}")
     bar = tqdm(total=n_steps, disable=None if progress else True, delay=2, unit="step")
     with working_conditions(), bar:
-        adamw = config.optimizer()
-        vector, state = trainable.vector, adamw.init(trainable.vector)
+        adamw, vector = config.optimizer(), trainable.vector
+        state = adamw.init(vector)
         for step, batch in enumerate(batches(train, config.batch_size, n_steps, streams.order)):
-            if step % config.evaluate_every == 0 and recorder.should_stop(step, trainable.at(vector)):
+            if step % config.evaluate_every == 0 and recorder.should_stop(step, trainable.at(vector.copy())):
                 break
             loss, gradient = trainable.loss_and_gradient(vector, batch, streams.dropout)
             if not math.isfinite(loss):
                 raise DivergedError(step, recorder.settings, recorder.measured)
             lr = scheduled(config.schedule, config.learning_rate, step, n_steps, config.warmup_steps)
-            vector, state = adamw.update(vector, gradient, state, lr)
+            state = adamw.update_in_place(vector, gradient, state, lr)
             bar.update()
         else:
-            recorder.should_stop(n_steps, trainable.at(vector))
+            recorder.should_stop(n_steps, trainable.at(vector.copy()))
     return recorder.history(stopped_early=recorder.measured[-1][0] < n_steps)
 
 
@@ -236,62 +237,28 @@ class Trainable:
     def loss_and_gradient(self, vector: np.ndarray, batch: Dataset, rng: Any):
         """Mean cross-entropy of the batch, and its gradient as a vector; `rng` is the dropout's, None for none."""
         loss, gradients = value_and_gradients(
-            lambda arrays: _loss(self.base, self.assemble(arrays), batch, rng), self.arrays(vector)
+            lambda arrays: self._loss(self.assemble(arrays), batch, rng), self.arrays(vector)
         )
         return loss, self.flat(gradients)
 
-
-def _loss(base: Model, trained: Adapter | Model | None, batch: Dataset, rng=None):
-    if isinstance(trained, Model):
-        base, trained = trained, None
-    logits = forward(base.params, batch.inputs, base.config, adapter=trained, rng=rng)
-    return ops.cross_entropy(logits, batch.targets)
-
-
-def evaluate(model: Model, dataset: Dataset, adapter: Adapter | None = None) -> float:
-    """Mean cross-entropy in nats per token, without dropout.
-
-    ValueError if the data does not fit the model or the adapter is for another base, TypeError for arguments of another
-    kind: a Model in the place of `adapter` is itself what is evaluated.
-
-    >>> import minilora as ml
-    >>> base = ml.load_base("surnames")
-    >>> round(evaluate(base, ml.encode(["smith", "jones"])), 2) < 3
-    True
-    """
-    check_model("model", model)
-    check_dataset("dataset", dataset, model.config)
-    if adapter is not None:
-        check_base(model.params, adapter)
-    with one_blas_thread():
-        return _mean_loss(model, adapter, evaluation_batches(dataset))
-
-
-def _mean_loss(model: Model, trained: Adapter | Model | None, batches: list[Dataset]) -> float:
-    counts = [int(counted(batch.targets).sum()) for batch in batches]
-    losses = [float(_loss(model, trained, batch)) for batch in batches]
-    return sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
+    def _loss(self, trained: Adapter | Model, batch: Dataset, rng: Any):
+        if isinstance(trained, Model):
+            return loss_of(trained, batch)
+        return loss_of(self.base, batch, trained, rng)
 
 
 class Recorder:
     """Evaluates, keeps the best, and says when patience has run out."""
 
-    def __init__(self, base: Model, train: Dataset, validation: Dataset, config: TrainConfig, watch, settings: str):
-        self.base, self.patience, self.watch, self.settings = base, config.patience, watch, settings
-        self.train = evaluation_batches(train, config.evaluation_size)
-        self.validation = evaluation_batches(validation, config.evaluation_size)
-        for name, shown in (("train", self.train), ("validation", self.validation)):
-            if not any(counted(batch.targets).any() for batch in shown):
-                what = f"which leaves nothing to predict in {name}"
-                raise ValueError(f"evaluation_size: got {config.evaluation_size}, {what}")
+    def __init__(self, evaluator: Evaluator, patience: int | None, watch: Callable | None, settings: str):
+        self.evaluator, self.patience, self.watch, self.settings = evaluator, patience, watch, settings
         self.measured: list[tuple[int, float, float]] = []
         self.best: Any = None
         self.final: Any = None
         self.since_best = 0
 
     def should_stop(self, step: int, trained) -> bool:
-        train_loss = _mean_loss(self.base, trained, self.train)
-        validation_loss = _mean_loss(self.base, trained, self.validation)
+        train_loss, validation_loss = self.evaluator.losses(trained)
         if not math.isfinite(train_loss + validation_loss):
             raise DivergedError(step, self.settings, self.measured)
         better = all(validation_loss < past for _, _, past in self.measured)

@@ -195,9 +195,9 @@ LAYERS = [
     {"adapter", "command_line"},
     {"model", "tensors"},
     {"dataset", "lora", "peft_format"},
-    {"train", "checkpoint"},
-    {"stack", "opt"},
-    {"data.names", "data.base"},
+    {"checkpoint", "evaluation"},
+    {"train", "opt"},
+    {"stack", "data.names", "data.base"},
     {"data.planted", "data.pretrain", "generate"},
 ]
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora import evaluation
 from minilora import train as train_module
 from minilora.dataset import Dataset, batches, check_dataset, evaluation_batches
 from minilora.optim import scheduled
@@ -261,13 +262,13 @@ def test_steps_or_epochs_say_how_many_updates(monkeypatch, asked, updates):
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_optimizer_gets_its_settings_and_the_schedule(monkeypatch, schedule):
-    calls, original = [], ml.AdamW.update
+    calls, original = [], ml.AdamW.update_in_place
 
-    def spied(self, parameters, gradient, state, learning_rate=None):
+    def spied(self, parameters, gradient, state, learning_rate):
         calls.append((self, learning_rate))
         return original(self, parameters, gradient, state, learning_rate)
 
-    monkeypatch.setattr(ml.AdamW, "update", spied)
+    monkeypatch.setattr(ml.AdamW, "update_in_place", spied)
     optimizer = {"learning_rate": 0.03, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.2}
     fit(steps=9, schedule=schedule, warmup_steps=2, **optimizer)
     assert {adamw for adamw, _ in calls} == {ml.AdamW(**optimizer)}
@@ -344,8 +345,8 @@ def test_patience_stops_early_and_says_so():
 
 def test_a_run_that_did_all_its_steps_did_not_stop_early(monkeypatch):
     """Patience may run out at the very last evaluation; there is nothing left to stop then."""
-    losses = iter([3.0, 3.0, 2.0, 2.0, 2.5, 2.5])
-    monkeypatch.setattr(train_module, "_mean_loss", lambda *arguments: next(losses))
+    losses = iter([(3.0, 3.0), (2.0, 2.0), (2.5, 2.5)])
+    monkeypatch.setattr(train_module.Evaluator, "losses", lambda *arguments: next(losses))
     history = fit(steps=8, patience=1)
     assert (history.steps, history.validation_loss) == ((0, 4, 8), (3.0, 2.0, 2.5))
     assert not history.stopped_early
@@ -684,13 +685,13 @@ def test_blas_threads_are_restored_after_a_failure():
 
 @pytest.mark.usefixtures("two_blas_threads")
 def test_evaluate_holds_blas_to_one_thread_too(monkeypatch):
-    inside, original = [], train_module.forward
+    inside, original = [], evaluation.forward
 
     def spied(*arguments, **options):
         inside.append(blas_threads())
         return original(*arguments, **options)
 
-    monkeypatch.setattr(train_module, "forward", spied)
+    monkeypatch.setattr(evaluation, "forward", spied)
     ml.evaluate(BASE, VALIDATION)
     assert inside[0] == {1}
     assert blas_threads() == {2}

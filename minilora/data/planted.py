@@ -11,10 +11,10 @@ from minilora.checks import check_integer
 from minilora.conditions import one_blas_thread
 from minilora.data.names import check_letters, names_task
 from minilora.dataset import Dataset
+from minilora.evaluation import evaluate
 from minilora.lora import matching_paths
 from minilora.lora_config import check_names
 from minilora.model import Model, check_model, forward, linear_paths
-from minilora.train import evaluate
 from minilora.trees import leaves, nested
 
 STRENGTH = 2.0  # the change's singular values, in units of the weight's largest

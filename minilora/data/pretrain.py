@@ -13,8 +13,9 @@ import numpy as np
 from minilora.checkpoint import save_model
 from minilora.command_line import DONE, FAILED, INTERRUPTED, Parser, check_folder, command, complain, integer, leave
 from minilora.data.names import surname_split
+from minilora.evaluation import evaluate
 from minilora.model import Model, ModelConfig, init_params
-from minilora.train import DivergedError, TrainConfig, evaluate, fit
+from minilora.train import DivergedError, TrainConfig, fit
 from minilora.trees import fingerprint
 
 STEPS = 12_000

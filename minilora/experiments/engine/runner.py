@@ -10,14 +10,15 @@ import numpy as np
 from minilora import generate, model
 from minilora.data import names, planted
 from minilora.data.base import load_base
+from minilora.evaluation import evaluate
 from minilora.experiments.evidence.runs import CONSTANT, MEASURED, Run, check_run
 from minilora.experiments.evidence.settings import Settings
 from minilora.lora import Adapter, LoraConfig, count_parameters, weight_changes
 from minilora.stack import FineTuning, fit_stack
-from minilora.train import Dataset, DivergedError, History, TrainConfig, evaluate, fit
+from minilora.train import Dataset, DivergedError, History, TrainConfig, fit
 from minilora.trees import leaves
 
-N_SAMPLES = 12  # names that each run writes at its end
+N_SAMPLES = 12  # names that a run of the first seed writes at its end; no others are shown
 Stack = list[Settings]  # runs done at once
 STACKED = ("learning_rate", "lora_alpha", "lora_dropout", "init_lora_weights")  # what runs done at once may differ in
 MAX_STACK = 8  # more at once gains little: see tests/bench
@@ -40,10 +41,17 @@ def _task(name: str, base_name: str, n_train: int, planted_rank: int, seed: int)
 
 def floors(settings: Settings) -> dict[str, float]:
     """The teacher's own losses on the names that a run is evaluated on; 0 where there is no teacher."""
-    train_set, validation, teacher = task(settings)
-    sets = {"floor": validation, "train_floor": train_set}
-    first = {name: Dataset(*(part[: settings.evaluation_size] for part in dataset)) for name, dataset in sets.items()}
-    return {name: 0.0 if teacher is None else evaluate(teacher, dataset) for name, dataset in first.items()}
+    of_task = settings.task, settings.base, settings.n_train, settings.planted_rank, settings.seed
+    return dict(zip(("floor", "train_floor"), _floors(*of_task, settings.evaluation_size), strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _floors(name: str, base_name: str, n_train: int, planted_rank: int, seed: int, size: int) -> tuple[float, float]:
+    train_set, validation, teacher = _task(name, base_name, n_train, planted_rank, seed)
+    if teacher is None:
+        return 0.0, 0.0
+    first = [Dataset(*(part[:size] for part in dataset)) for dataset in (validation, train_set)]
+    return evaluate(teacher, first[0]), evaluate(teacher, first[1])
 
 
 def lora_config(settings: Settings) -> LoraConfig | None:
@@ -116,7 +124,8 @@ def result(settings: Settings, outcome: History | DivergedError, norms: list[flo
     if isinstance(outcome, DivergedError):
         diverged_at, measured, samples = outcome.step, outcome.measured, []
     else:
-        diverged_at, samples = -1, write_names(base(settings.base), outcome.final, settings.seed)
+        diverged_at = -1
+        samples = [] if settings.seed else write_names(base(settings.base), outcome.final, settings.seed)
         measured = list(zip(outcome.steps, outcome.train_loss, outcome.validation_loss, strict=True))
     step, train_loss, validation_loss = zip(*measured, strict=True)
     return {
@@ -161,7 +170,7 @@ def as_run(settings: Settings, result: Mapping[str, Any]) -> Run:
     measured: dict[str, Any] = {name: tuple(result[name]) for name in MEASURED}
     run = Run(settings, **measured, **{name: result[name] for name in CONSTANT})
     check_run(run)
-    samples, n = result["samples"], 0 if run.diverged else N_SAMPLES
+    samples, n = result["samples"], 0 if run.diverged or run.settings.seed else N_SAMPLES
     if not isinstance(samples, list) or len(samples) != n or not all(isinstance(one, str) for one in samples):
         raise ValueError(f"samples: got {samples!r}, takes a list of {n} names")
     return run
