@@ -11,7 +11,7 @@ from typing import Any
 
 import autograd.numpy  # noqa: F401  (registers arrays with autograd, so that `x + y` works on traced arrays)
 import numpy as np
-from autograd.core import VJPNode, toposort
+from autograd.core import VJPNode
 from autograd.tracer import Box, new_box, trace_stack
 
 Array = np.ndarray
@@ -35,24 +35,42 @@ def operation(function: Callable[..., tuple[Any, tuple[Gradient | None, ...]]]) 
 
     @functools.wraps(function)
     def call(*arguments):
-        traced = [i for i, argument in enumerate(arguments) if isinstance(argument, Box)]
-        values = list(arguments)
-        for i in traced:
-            values[i] = arguments[i]._value
+        values = [argument._value if isinstance(argument, Box) else argument for argument in arguments]
         answer, gradients = function(*values)
+        traced = [i for i, argument in enumerate(arguments) if isinstance(argument, Box)]
         if not traced:
             return answer
         kept = [(gradients[i], np.ndim(values[i])) for i in traced]
-        node = VJPNode.new_root()
+        node = arguments[traced[0]]._node.new_root()
         node.parents = [arguments[i]._node for i in traced]
         node.vjp = lambda g: [_summed(gradient(g), n_axes) for gradient, n_axes in kept]
+        if isinstance(node, Entry):
+            node.enter(node.parents[0].tape)
         return new_box(answer, arguments[traced[0]]._trace, node)
 
     return call
 
 
+class Entry(VJPNode):
+    """A node of autograd's graph that also stands on a list, in the order in which nodes are made.
+
+    That is an order in which each comes after all that it was made from, so that the way back needs no sorting.
+    """
+
+    __slots__ = ("g", "tape")
+
+    def __init__(self, *arguments):  # autograd's own operations make their nodes so
+        super().__init__(*arguments)
+        self.enter(self.parents[0].tape)
+
+    def enter(self, tape: list["Entry"]) -> None:
+        """Stand on the tape, with no gradient yet."""
+        self.tape, self.g = tape, None
+        tape.append(self)
+
+
 def _summed(gradient: Array, n_axes: int) -> Array:
-    extra = np.ndim(gradient) - n_axes
+    extra = gradient.ndim - n_axes
     return gradient.sum(tuple(range(extra))) if extra > 0 else gradient
 
 
@@ -80,19 +98,23 @@ def value_and_gradients(function: Callable[[Mapping[str, Any]], Any], arrays: Ma
     >>> float(value), gradients["x"]
     (11.0, array([3., 4.]))
     """
-    roots = {name: VJPNode.new_root() for name in arrays}
-    with trace_stack.new_trace() as trace:
-        answer = function({name: new_box(array, trace, roots[name]) for name, array in arrays.items()})
-    gradients: dict[VJPNode, Array] = {}
-    if isinstance(answer, Box):
-        gradients[answer._node] = np.ones_like(answer._value)
-        for node in toposort(answer._node):  # from the answer back: each node after all that use it
-            if not node.parents:
-                continue  # a root: its gradient is complete
-            for parent, g in zip(node.parents, node.vjp(gradients.pop(node)), strict=True):
-                gradients[parent] = gradients[parent] + g if parent in gradients else g
-            node.vjp = None  # and with it what only this operation kept for its backward pass
-        answer = answer._value
-    return answer, {
-        name: gradients[root] if root in gradients else np.zeros_like(arrays[name]) for name, root in roots.items()
-    }
+    tape: list[Entry] = []
+    roots = {}
+    for name in arrays:
+        roots[name] = Entry.new_root()
+        roots[name].enter(tape)
+    n_roots = len(tape)
+    try:
+        with trace_stack.new_trace() as trace:
+            answer = function({name: new_box(array, trace, roots[name]) for name, array in arrays.items()})
+        if isinstance(answer, Box):
+            answer._node.g = np.ones_like(answer._value)
+            answer = answer._value
+        for node in reversed(tape[n_roots:]):  # from the answer back: each after all that use it
+            if node.g is not None:
+                for parent, g in zip(node.parents, node.vjp(node.g), strict=True):
+                    parent.g = g if parent.g is None else parent.g + g
+                node.g = node.vjp = None  # and with it what only this operation kept for its backward pass
+    finally:
+        tape.clear()  # nodes and tape hold each other
+    return answer, {name: np.zeros_like(arrays[name]) if root.g is None else root.g for name, root in roots.items()}
