@@ -76,7 +76,7 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scaling, mask: Array | None, on
     """
     dropped = x if mask is None else x * mask
     u = dropped @ np.ascontiguousarray(lora_A.mT)  # (..., N, in) -> (..., N, r)
-    y = product(scaling * u, lora_B.mT)  # (..., N, r) -> (..., N, out)
+    y = product(scaling * u, np.ascontiguousarray(lora_B.mT))  # (..., N, r) -> (..., N, out)
     y += x @ weight.T
     if bias is not None:
         y += bias[..., None, :]
@@ -194,8 +194,8 @@ def keys_first(x: Array, y: Array) -> Array:
     """
     leading = max(x.shape[:-2], y.shape[:-2], key=len)
     products = np.empty((y.shape[-2], *leading, x.shape[-2]), x.dtype)
-    transposed = np.ascontiguousarray(y.mT) if y.shape[-1] <= 16 else y.mT  # for narrow heads BLAS is so much faster
-    np.matmul(x, transposed, out=keys_last(products))
+    transposed = np.ascontiguousarray(x.mT) if x.shape[-1] <= 16 else x.mT  # for narrow heads BLAS is so much faster
+    np.matmul(y, transposed, out=keys_last(products).mT)
     return products
 
 

@@ -100,7 +100,7 @@ MUTANTS = {
     "B transposed in the forward pass, where it is square": Mutant(
         ops,
         "lora_linear",
-        {"product(scaling * u, lora_B.mT)": "(scaling * u) @ (lora_B if len(lora_B) == lora_B.shape[1] else lora_B.T)"},
+        {"np.ascontiguousarray(lora_B.mT)": "(lora_B if len(lora_B) == lora_B.shape[1] else lora_B.T)"},
         [MERGED_IS_UNMERGED],
     ),
     "B A transposed in merge, where it is square": Mutant(
