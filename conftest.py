@@ -22,7 +22,7 @@ ALONE = r"test_faults|test_cluster|test_ctrl_c_in_a_terminal|test_a_check_that_h
 # Then what takes longest, so that no process ends with it; the rest follows as it is collected.
 LONG = [
     r"test_a_chapter_runs.*\[(06|10)",
-    r"test_committed.*-search\]",
+    r"test_committed.*-search\]|test_bayes_learns",
     r"test_a_chapter_runs.*\[(11|08|09|12)",
     r"test_the_(book|teacher)",
 ]
