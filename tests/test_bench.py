@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -28,20 +29,51 @@ def test_the_tables_are_those_of_the_measurements():
 
 def test_a_table_that_was_edited_would_be_noticed():
     page = (BENCH / "README.md").read_text(encoding="utf-8")
-    fastest = f"{measured('step')[0]['ms']['minilora']:.2f}"
+    fastest = f"{measured('step')['sizes'][0]['ms']['minilora']:.2f}"
     assert fastest in page
     assert load("tables").filled(page.replace(fastest, "0.01")) == page
 
 
-def test_the_step_was_measured_at_every_size_and_ratios_are_of_the_times():
-    rows = measured("step")
-    assert [(row["d_model"], row["n_layers"], row["batch"]) for row in rows] == [
+def test_the_step_was_measured_at_every_size_and_on_names_and_ratios_are_of_the_times():
+    found = measured("step")
+    assert [(row["d_model"], row["n_layers"], row["batch"]) for row in found["sizes"]] == [
         (32, 2, 32), (64, 2, 32), (64, 4, 64), (128, 4, 64),
     ]  # fmt: skip
-    for row in rows:
-        assert row["ms"].keys() >= {"minilora", "autograd", "peft", "jax.jit"}
+    for row in (*found["sizes"], found["names"]):
+        assert row["ratio"].keys() >= {"autograd", "peft", "jax.jit"}
         for name, ratio in row["ratio"].items():
             assert ratio == pytest.approx(row["ms"]["minilora"] / row["ms"][name])
+    assert "jax.jit padded" in found["names"]["ratio"]
+
+
+def test_all_did_the_same_sweep():
+    found = measured("sweep")
+    assert found.keys() == {"fit_stack", "fit", "peft", "jit(vmap(scan))", "jit(map(scan))"}
+    losses = [one["mean_loss"] for one in found.values()]
+    assert max(losses) - min(losses) < 0.01
+    for name, one in found.items():
+        assert all(seconds > 0 for seconds in one["compile_seconds"]) == name.startswith("jit")
+
+
+def test_whole_commands_did_something_and_their_ratio_is_that_of_the_medians():
+    for one in measured("wall")["commands"].values():
+        assert one["runs"] > 0
+        this, beside = (statistics.median(one["seconds"][name]) for name in ("this", "beside"))
+        assert one["ratio"] == pytest.approx(this / beside)
+
+
+@pytest.mark.parametrize(
+    ("aimed", "found", "at_least", "verdict"),
+    [
+        ([0.6], [0.604], False, "yes"),  # as it is shown: 0.60
+        ([0.6], [0.606], False, "no"),
+        ([6.0], [6.0], True, "yes"),
+        ([6.0], [5.9], True, "no"),
+        ([0.8, 0.9], [0.7, 1.0], False, "at 1 of 2 sizes"),
+    ],
+)
+def test_the_page_says_which_aims_are_met(aimed, found, at_least, verdict):
+    assert load("tables").aim("a step", aimed, found, at_least)[-1] == verdict
 
 
 def test_memory_did_not_grow_over_ten_thousand_steps():

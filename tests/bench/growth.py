@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ours import Minilora, Setup
 
 import minilora as ml
 from minilora.conditions import working_conditions
-from minilora.train import Trainable
 
 MIDDLE = {"batch": 32, "r": 8, "n_layers": 2, "d_model": 64, "n_tokens": 12}
 VARIED = {
@@ -30,33 +30,24 @@ VARIED = {
 }
 
 
-class Stepper:
-    """LoRA on all six modules of a random model: `step()` is loss, gradient and AdamW update, in float32."""
-
-    def __init__(self, batch: int, r: int, n_layers: int, d_model: int, n_tokens: int):
-        config = ml.ModelConfig(27, n_tokens, d_model, 4, n_layers, 4 * d_model)
-        rng = np.random.default_rng(0)
-        params = ml.init_params(config, rng)
-        adapter = ml.init_adapter(params, ml.LoraConfig(r, 2 * r, target_modules="all-linear"), rng)
-        tokens = rng.integers(0, 27, (batch, n_tokens + 1))
-        self.batch = ml.Dataset(tokens[:, :-1], tokens[:, 1:])
-        self.trainable, self.adamw = Trainable(ml.Model(config, params), adapter), ml.AdamW()
-        self.vector = self.trainable.vector
-        self.state = self.adamw.init(self.vector)
-
-    def step(self) -> None:
-        _, gradient = self.trainable.loss_and_gradient(self.vector, self.batch, None)
-        self.vector, self.state = self.adamw.update(self.vector, gradient, self.state)
+def stepper(batch: int, r: int, n_layers: int, d_model: int, n_tokens: int) -> Minilora:
+    """LoRA on all six modules of a random model: its `step()` is loss, gradient and AdamW update, in float32."""
+    config = ml.ModelConfig(27, n_tokens, d_model, 4, n_layers, 4 * d_model)
+    rng = np.random.default_rng(0)
+    params = ml.init_params(config, rng)
+    adapter = ml.init_adapter(params, ml.LoraConfig(r, 2 * r, target_modules="all-linear"), rng)
+    tokens = rng.integers(0, 27, (batch, n_tokens + 1))
+    return Minilora(Setup(ml.Model(config, params), adapter, (ml.Dataset(tokens[:, :-1], tokens[:, 1:]),)))
 
 
-def ms_a_step(stepper: Stepper, rounds: int) -> float:
+def ms_a_step(one: Minilora, rounds: int) -> float:
     """Median over rounds of at least 20 ms."""
-    stepper.step()
+    one.step()
     times = []
     for _ in range(rounds):
         begin, n = time.perf_counter(), 0
         while time.perf_counter() - begin < 0.02:
-            stepper.step()
+            one.step()
             n += 1
         times.append(1e3 * (time.perf_counter() - begin) / n)
     return statistics.median(times)
@@ -65,7 +56,7 @@ def ms_a_step(stepper: Stepper, rounds: int) -> float:
 def growth(name: str, rounds: int) -> dict:
     """{"sizes", "ms", "exponent", "exponent_of_the_largest"} for one thing varied."""
     sizes = VARIED[name]
-    ms = [ms_a_step(Stepper(**MIDDLE | {name: size}), rounds) for size in sizes]
+    ms = [ms_a_step(stepper(**MIDDLE | {name: size}), rounds) for size in sizes]
     x, y = np.log2(sizes), np.log2(ms)
     steepest = (y[-1] - y[-2]) / (x[-1] - x[-2])
     return {"sizes": sizes, "ms": ms, "exponent": np.polyfit(x, y, 1)[0], "exponent_of_the_largest": steepest}
@@ -79,11 +70,11 @@ def resident_mb() -> float:
 
 def memory(n_steps: int) -> dict[int, float]:
     """{steps done: MB held}."""
-    stepper, held = Stepper(**MIDDLE), {}
+    one, held = stepper(**MIDDLE), {}
     for done in range(n_steps + 1):
         if done in (100, n_steps // 4, n_steps // 2, 3 * n_steps // 4, n_steps):
             held[done] = resident_mb()
-        stepper.step()
+        one.step()
     return held
 
 

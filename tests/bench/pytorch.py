@@ -1,13 +1,14 @@
 """A step of the model in PyTorch, with the adapter by PEFT."""
 
+import numpy as np
 import peft
 import torch
-from ours import DECAY, LEARNING_RATE, Setup
+from ours import DECAY, LEARNING_RATE, Given, Setup, Sweep
 from torch.nn import functional as F
 
 import minilora as ml
 from minilora.model import LINEAR
-from minilora.train import Streams, batches, evaluation_batches
+from minilora.stack import FineTuning
 from minilora.trees import leaves
 
 torch.set_num_threads(1)
@@ -69,55 +70,56 @@ class Peft:
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
-        self.load(start.adapter)
-        self.take(start.batch)
+        with torch.no_grad():
+            for name, array in start.adapter.arrays().items():
+                self.parameters[name].copy_(torch.tensor(array))
+        self.batches = [tensors(batch) for batch in start.batches]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), learning_rate, weight_decay=decay, fused=True)
 
-    def load(self, adapter: ml.Adapter) -> None:
-        """Start from these factors."""
-        with torch.no_grad():
-            for name, array in adapter.arrays().items():
-                self.parameters[name].copy_(torch.tensor(array))
+    def loss(self, tokens, targets):
+        logits = self.model(tokens)
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1)
 
-    def take(self, batch: ml.Dataset) -> None:
-        """Step on this batch from here on."""
-        self.tokens, self.targets = (torch.tensor(part) for part in batch)
-
-    def evaluate(self, parts: list[ml.Dataset]) -> float:
-        """Mean loss over all that there is to predict."""
-        counts = [(batch.targets >= 0).sum() for batch in parts]
-        losses = []
-        with torch.no_grad():
-            for batch in parts:
-                self.take(batch)
-                losses.append(float(self._loss()))
-        return sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
-
-    def _loss(self):
-        logits = self.model(self.tokens)
-        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), self.targets.reshape(-1), ignore_index=-1)
-
-    def loss_and_gradients(self):
+    def loss_and_gradients(self, i: int):
         self.optimizer.zero_grad()
-        loss = self._loss()
+        loss = self.loss(*self.batches[i])
         loss.backward()
         return float(loss.detach()), {name: p.grad.numpy().copy() for name, p in self.parameters.items()}
 
-    def step(self):
+    def step(self, i: int = 0) -> None:
+        self.step_on(*self.batches[i])
+
+    def step_on(self, tokens, targets) -> None:
         self.optimizer.zero_grad()
-        self._loss().backward()
+        self.loss(tokens, targets).backward()
         self.optimizer.step()
 
+    @torch.no_grad()
+    def mean_loss(self, parts) -> float:
+        """Over all that there is to predict in tokens and targets."""
+        counts = [int((targets >= 0).sum()) for _, targets in parts]
+        losses = [float(self.loss(*part)) for part in parts]
+        return sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
 
-def fine_tune(base: ml.Model, run: ml.FineTuning) -> float:
-    """One run of the sweep as `ml.fit` does it, by PEFT: the validation loss at the end."""
-    streams = Streams.of(run.seed)
-    adapter = ml.init_adapter(base.params, run.lora, streams.init)
-    peft_run = Peft(Setup(base, adapter, run.train), run.config.learning_rate, run.config.weight_decay)
-    validation = evaluation_batches(run.validation, run.config.evaluation_size)
-    for step, batch in enumerate(batches(run.train, run.config.batch_size, run.config.steps, streams.order)):
-        if step % run.config.evaluate_every == 0:
-            peft_run.evaluate(validation)
-        peft_run.take(batch)
-        peft_run.step()
-    return peft_run.evaluate(validation)
+
+def tensors(batch: ml.Dataset) -> tuple[torch.Tensor, ...]:
+    return tuple(map(torch.tensor, batch))
+
+
+class PeftSweep(Sweep):
+    """Run by run as `ml.fit` does it."""
+
+    def fine_tune(self, runs):
+        return np.array([self.measured(run) for run in runs])
+
+    def measured(self, run: FineTuning) -> list[list[float]]:
+        """Training and validation loss at each evaluation."""
+        given, config = Given.of(self.base, run), run.config
+        one = Peft(Setup(self.base, given.adapter, ()), config.learning_rate, config.weight_decay)
+        sets = [[tensors(part) for part in parts] for parts in given.sets]
+        measured = []
+        for step, batch in enumerate(given.batches):
+            if step % config.evaluate_every == 0:
+                measured.append([one.mean_loss(parts) for parts in sets])
+            one.step_on(*tensors(batch))
+        return [*measured, [one.mean_loss(parts) for parts in sets]]
