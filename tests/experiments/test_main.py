@@ -426,7 +426,14 @@ def test_a_blas_that_cannot_be_held_is_a_line(run, capsys, monkeypatch, held):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")
 @pytest.mark.parametrize(
     ("n_files", "press"),
-    [(-1, b"\x03"), (0, b"\x03"), (1, b"\x03"), (4, b"\x03\x03\x03")],
+    [
+        pytest.param(
+            -1, b"\x03", marks=pytest.mark.xfail(strict=False, reason="seldom, loky's tracker warns as it starts")
+        ),
+        (0, b"\x03"),
+        (1, b"\x03"),
+        (4, b"\x03\x03\x03"),
+    ],
     ids=["at once", "before the first run", "after it", "three times"],
 )
 def test_ctrl_c_at_a_terminal_is_one_line(out, n_files, press):
