@@ -42,8 +42,9 @@ class Adapter:
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> "Adapter":
         """The same adapter with other arrays, keyed as in `arrays()`; ValueError for one too few or too many."""
-        missing, extra = sorted(self.arrays().keys() - arrays.keys()), sorted(arrays.keys() - self.arrays().keys())
-        if missing or extra:
+        own = self.arrays().keys()
+        if arrays.keys() != own:  # asked at every step, so the names are sorted for the message alone
+            missing, extra = sorted(own - arrays.keys()), sorted(arrays.keys() - own)
             raise ValueError(f"arrays: lacks {a_few(missing)}; has unexpected {a_few(extra)}")
         factors = {path: {name: arrays[f"{path}.{name}"] for name in pair} for path, pair in self.factors.items()}
         return dataclasses.replace(self, factors=factors, biases={path: arrays[f"{path}.bias"] for path in self.biases})
